@@ -1,0 +1,285 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+    ROLE_TOOL: _ClassVar[Role]
+
+class Target(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TARGET_UNSPECIFIED: _ClassVar[Target]
+    TARGET_PROMPT: _ClassVar[Target]
+    TARGET_RESPONSE: _ClassVar[Target]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_SAFE: _ClassVar[Verdict]
+    VERDICT_UNSAFE: _ClassVar[Verdict]
+
+class ClassificationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CLASSIFICATION_MODE_UNSPECIFIED: _ClassVar[ClassificationMode]
+    CLASSIFICATION_MODE_ONE_PASS: _ClassVar[ClassificationMode]
+    CLASSIFICATION_MODE_EXACT: _ClassVar[ClassificationMode]
+
+class InputSignal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INPUT_SIGNAL_UNSPECIFIED: _ClassVar[InputSignal]
+    INPUT_SIGNAL_FORGED_DELIMITER: _ClassVar[InputSignal]
+ROLE_UNSPECIFIED: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
+ROLE_SYSTEM: Role
+ROLE_TOOL: Role
+TARGET_UNSPECIFIED: Target
+TARGET_PROMPT: Target
+TARGET_RESPONSE: Target
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_SAFE: Verdict
+VERDICT_UNSAFE: Verdict
+CLASSIFICATION_MODE_UNSPECIFIED: ClassificationMode
+CLASSIFICATION_MODE_ONE_PASS: ClassificationMode
+CLASSIFICATION_MODE_EXACT: ClassificationMode
+INPUT_SIGNAL_UNSPECIFIED: InputSignal
+INPUT_SIGNAL_FORGED_DELIMITER: InputSignal
+
+class Message(_message.Message):
+    __slots__ = ("role", "content", "tool_calls", "tool_call_id")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALLS_FIELD_NUMBER: _ClassVar[int]
+    TOOL_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    content: str
+    tool_calls: _containers.RepeatedCompositeFieldContainer[ToolCall]
+    tool_call_id: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ..., tool_calls: _Optional[_Iterable[_Union[ToolCall, _Mapping]]] = ..., tool_call_id: _Optional[str] = ...) -> None: ...
+
+class ToolCall(_message.Message):
+    __slots__ = ("id", "name", "arguments_json")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    name: str
+    arguments_json: str
+    def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[str] = ...) -> None: ...
+
+class CustomCategory(_message.Message):
+    __slots__ = ("code", "name", "description")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    name: str
+    description: str
+    def __init__(self, code: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class Policy(_message.Message):
+    __slots__ = ("threshold", "category_thresholds", "excluded_categories", "custom_categories")
+    class CategoryThresholdsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    CUSTOM_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    threshold: float
+    category_thresholds: _containers.ScalarMap[str, float]
+    excluded_categories: _containers.RepeatedScalarFieldContainer[str]
+    custom_categories: _containers.RepeatedCompositeFieldContainer[CustomCategory]
+    def __init__(self, threshold: _Optional[float] = ..., category_thresholds: _Optional[_Mapping[str, float]] = ..., excluded_categories: _Optional[_Iterable[str]] = ..., custom_categories: _Optional[_Iterable[_Union[CustomCategory, _Mapping]]] = ...) -> None: ...
+
+class ClassifyRequest(_message.Message):
+    __slots__ = ("request_id", "messages", "target", "policy", "mode", "model")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    target: Target
+    policy: Policy
+    mode: ClassificationMode
+    model: str
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., model: _Optional[str] = ...) -> None: ...
+
+class CategoryScore(_message.Message):
+    __slots__ = ("code", "name", "score", "flagged")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    FLAGGED_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    name: str
+    score: float
+    flagged: bool
+    def __init__(self, code: _Optional[str] = ..., name: _Optional[str] = ..., score: _Optional[float] = ..., flagged: _Optional[bool] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    def __init__(self, prompt_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ...) -> None: ...
+
+class Timings(_message.Message):
+    __slots__ = ("queue", "model", "first_token", "total")
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    queue: _duration_pb2.Duration
+    model: _duration_pb2.Duration
+    first_token: _duration_pb2.Duration
+    total: _duration_pb2.Duration
+    def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ClassifyResponse(_message.Message):
+    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    verdict: Verdict
+    unsafe_score: float
+    categories: _containers.RepeatedCompositeFieldContainer[CategoryScore]
+    model: str
+    usage: Usage
+    timings: Timings
+    target: Target
+    mode: ClassificationMode
+    signals: _containers.RepeatedScalarFieldContainer[InputSignal]
+    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ...) -> None: ...
+
+class BatchClassifyRequest(_message.Message):
+    __slots__ = ("request_id", "requests")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    requests: _containers.RepeatedCompositeFieldContainer[ClassifyRequest]
+    def __init__(self, request_id: _Optional[str] = ..., requests: _Optional[_Iterable[_Union[ClassifyRequest, _Mapping]]] = ...) -> None: ...
+
+class BatchClassifyResponse(_message.Message):
+    __slots__ = ("request_id", "results", "timings")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    results: _containers.RepeatedCompositeFieldContainer[BatchClassifyResult]
+    timings: Timings
+    def __init__(self, request_id: _Optional[str] = ..., results: _Optional[_Iterable[_Union[BatchClassifyResult, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+
+class BatchClassifyResult(_message.Message):
+    __slots__ = ("response", "error")
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    response: ClassifyResponse
+    error: ItemError
+    def __init__(self, response: _Optional[_Union[ClassifyResponse, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+
+class ItemError(_message.Message):
+    __slots__ = ("code", "message", "reason", "field_violations", "retry_delay", "request_id")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FIELD_VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    reason: str
+    field_violations: _containers.RepeatedCompositeFieldContainer[FieldViolation]
+    retry_delay: _duration_pb2.Duration
+    request_id: str
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., reason: _Optional[str] = ..., field_violations: _Optional[_Iterable[_Union[FieldViolation, _Mapping]]] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class FieldViolation(_message.Message):
+    __slots__ = ("field", "description")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    description: str
+    def __init__(self, field: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class StreamClassifyRequest(_message.Message):
+    __slots__ = ("start", "text", "finish")
+    START_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    start: StreamClassifyStart
+    text: str
+    finish: StreamClassifyFinish
+    def __init__(self, start: _Optional[_Union[StreamClassifyStart, _Mapping]] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[StreamClassifyFinish, _Mapping]] = ...) -> None: ...
+
+class StreamClassifyStart(_message.Message):
+    __slots__ = ("request_id", "messages", "target", "policy", "model", "check_every_tokens")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECK_EVERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    target: Target
+    policy: Policy
+    model: str
+    check_every_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., model: _Optional[str] = ..., check_every_tokens: _Optional[int] = ...) -> None: ...
+
+class StreamClassifyFinish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StreamClassifyResponse(_message.Message):
+    __slots__ = ("progress", "result")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    progress: StreamClassifyProgress
+    result: ClassifyResponse
+    def __init__(self, progress: _Optional[_Union[StreamClassifyProgress, _Mapping]] = ..., result: _Optional[_Union[ClassifyResponse, _Mapping]] = ...) -> None: ...
+
+class StreamClassifyProgress(_message.Message):
+    __slots__ = ("verdict", "unsafe_score", "categories", "released_bytes", "judged_bytes")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
+    CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    unsafe_score: float
+    categories: _containers.RepeatedCompositeFieldContainer[CategoryScore]
+    released_bytes: int
+    judged_bytes: int
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., released_bytes: _Optional[int] = ..., judged_bytes: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,61 @@
+"""Make the committed gRPC stubs (``guard/v1``) from ``proto/``, or check that they are current.
+
+    python tools/stubs.py           # write them
+    python tools/stubs.py --check   # exit 1 and name the files when writing them would change anything
+
+The same as ``python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/guard/v1/*.proto``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from grpc_tools import protoc
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTO = ROOT / "proto"
+STUBS = ROOT / "guard" / "v1"
+
+
+def generate(out: Path) -> list[Path]:
+    """Write the stubs under ``out`` and return them, as paths relative to it. Exits when protoc refuses a file."""
+    sources = sorted(str(path) for path in PROTO.rglob("*.proto"))
+    arguments = ["protoc", f"-I{PROTO}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", *sources]
+    if protoc.main(arguments) != 0:
+        raise SystemExit("protoc failed")
+    return sorted(path.relative_to(out) for path in out.rglob("*_pb2*"))
+
+
+def stale(fresh: Path, names: list[Path]) -> list[str]:
+    """Stubs that differ from those in ``fresh``, are missing, or belong to no .proto file."""
+    committed = {path.relative_to(ROOT) for path in STUBS.glob("*_pb2*")}
+    changed = {name for name in names if name not in committed or (ROOT / name).read_bytes() != (fresh / name).read_bytes()}
+    return sorted(str(name) for name in changed | (committed - set(names)))
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Make or check the gRPC stubs in guard/v1.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the stubs are not current")
+    check = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as directory:
+        fresh = Path(directory)
+        names = generate(fresh)
+        outdated = stale(fresh, names)
+        if check:
+            for name in outdated:
+                print(f"{name} is not current: run python tools/stubs.py", file=sys.stderr)
+            return 1 if outdated else 0
+        for path in STUBS.glob("*_pb2*"):
+            path.unlink()
+        for name in names:
+            shutil.copyfile(fresh / name, ROOT / name)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
