@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
@@ -24,8 +23,8 @@ STUBS = ROOT / "guard" / "v1"
 def generate(out: Path) -> list[Path]:
     """Write the stubs under ``out`` and return them, as paths relative to it. Exits when protoc refuses a file."""
     sources = sorted(str(path) for path in PROTO.rglob("*.proto"))
-    arguments = ["protoc", f"-I{PROTO}", f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}", *sources]
-    if protoc.main(arguments) != 0:
+    outputs = [f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"]
+    if subprocess.run([sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *outputs, *sources]).returncode != 0:
         raise SystemExit("protoc failed")
     return sorted(path.relative_to(out) for path in out.rglob("*_pb2*"))
 
@@ -33,8 +32,9 @@ def generate(out: Path) -> list[Path]:
 def stale(fresh: Path, names: list[Path]) -> list[str]:
     """Stubs that differ from those in ``fresh``, are missing, or belong to no .proto file."""
     committed = {path.relative_to(ROOT) for path in STUBS.glob("*_pb2*")}
-    changed = {name for name in names if name not in committed or (ROOT / name).read_bytes() != (fresh / name).read_bytes()}
-    return sorted(str(name) for name in changed | (committed - set(names)))
+    missing_or_extra = committed ^ set(names)
+    changed = {name for name in committed & set(names) if (ROOT / name).read_bytes() != (fresh / name).read_bytes()}
+    return sorted(str(name) for name in missing_or_extra | changed)
 
 
 def main() -> int:
@@ -50,10 +50,10 @@ def main() -> int:
             for name in outdated:
                 print(f"{name} is not current: run python tools/stubs.py", file=sys.stderr)
             return 1 if outdated else 0
-        for path in STUBS.glob("*_pb2*"):
-            path.unlink()
-        for name in names:
-            shutil.copyfile(fresh / name, ROOT / name)
+        for old in STUBS.glob("*_pb2*"):
+            old.unlink()
+        for path in names:
+            shutil.copyfile(fresh / path, ROOT / path)
     return 0
 
 
