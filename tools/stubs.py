@@ -3,7 +3,7 @@
     python tools/stubs.py           # write them
     python tools/stubs.py --check   # exit 1 and name the files when writing them would change anything
 
-The same as ``python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/guard/v1/*.proto``.
+Runs ``python -m grpc_tools.protoc -I proto --python_out=. --pyi_out=. --grpc_python_out=. proto/guard/v1/*.proto``.
 """
 
 from __future__ import annotations
