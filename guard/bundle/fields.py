@@ -57,4 +57,4 @@ def _checked(value: Any, kind: type[T], where: str) -> T:
         value = float(value)
     if type(value) is not kind:
         raise BundleError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
-    return value  # type: ignore[no-any-return]  # narrowed by the line above, which mypy cannot see through `type() is`
+    return value

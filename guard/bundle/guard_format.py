@@ -16,9 +16,9 @@ from guard.bundle.fields import Fields
 class AnswerTokens:
     """Token ids of the answer protocol.
 
-    The model is prefilled with ``prompt + before_verdict + (unsafe,) + before_category``. Logits after the last token of
-    ``prompt + before_verdict`` give P(unsafe) = softmax over {unsafe, safe}; logits after the last token of the whole give the
-    distribution of the first listed category. The exact mode decodes greedily instead:
+    The model is prefilled with ``prompt + before_verdict + (unsafe,) + before_category``. Logits after the last token
+    of ``prompt + before_verdict`` give P(unsafe) = softmax over {unsafe, safe}; logits after the last token of the
+    whole give the distribution of the first listed category. The exact mode decodes greedily instead:
     ``before_verdict, safe|unsafe, before_category, category, (separator, category)*, end``.
     """
 
@@ -40,10 +40,10 @@ class AnswerTokens:
 class GuardFormat:
     """The guard prompt as pieces of text around the conversation.
 
-    Rendered: ``opening.format(role) + category lines + conversation + turns + closing.format(role)`` where each category
-    line is ``category_line.format(code, name)`` and each turn ``turn.format(role, content)``; only ``str.replace`` of the
-    named fields is used, never ``str.format`` on user text. Control tokens may be written in ``opening``, ``conversation``
-    and ``closing`` only; those are trusted text.
+    Rendered: ``opening.format(role) + category lines + conversation + turns + closing.format(role)`` where each
+    category line is ``category_line.format(code, name)`` and each turn ``turn.format(role, content)``; only
+    ``str.replace`` of the named fields is used, never ``str.format`` on user text. Control tokens may be written in
+    ``opening``, ``conversation`` and ``closing`` only; those are trusted text.
     """
 
     opening: str
@@ -60,7 +60,7 @@ class GuardFormat:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> GuardFormat:
-        """Parse the JSON object at ``where``; raises BundleError naming the field that is missing, extra or mistyped."""
+        """Parse the JSON object at ``where``; raises BundleError naming the field that is wrong."""
         fields = Fields(value, where)
         answer = Fields(fields.take_object("answer"), f"{where}.answer")
         result = cls(

@@ -1,7 +1,7 @@
 """The manifest of a bundle (``manifest.json``): what the exported model is, and the hash of every file in it.
 
-The published JSON schema is ``guard/bundle/manifest.schema.json``; this module is its Python reading. Nothing in a manifest
-depends on the time or the machine, so exporting twice gives identical bytes.
+The published JSON schema is ``guard/bundle/manifest.schema.json``; this module is its Python reading. Nothing in a
+manifest depends on the time or the machine, so exporting twice gives identical bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 
 Task = Literal["guard", "instruct"]
-#: ``gqa``: the direct exporter's graph (KV buffers updated in place). ``concat``: optimum's (KV grows by concatenation).
+#: ``gqa``: the direct exporter's graph (KV buffers updated in place). ``concat``: optimum's (KV grows by
+#: concatenation).
 Interface = Literal["gqa", "concat"]
 
 

@@ -1,0 +1,114 @@
+"""Opening a bundle: every file is listed, regular, of the recorded size and hash, before anything parses it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from guard.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest
+from guard.errors import BundleError
+
+TOKENIZER_FILE = "tokenizer.json"
+#: A manifest is a few tens of KiB (hundreds of control tokens); refuse to read one that is not.
+MAX_MANIFEST_BYTES = 4 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle directory."""
+
+    directory: Path
+    manifest: Manifest
+    #: SHA-256 of manifest.json: it covers every file's hash, so it names the exact model.
+    digest: str
+
+    @property
+    def graph_path(self) -> Path:
+        """The ONNX file; its external data lies beside it."""
+        return self.directory / self.manifest.graph.file
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The Hugging Face tokenizer.json."""
+        return self.directory / TOKENIZER_FILE
+
+    def chat_template(self) -> str | None:
+        """The checkpoint's own Jinja chat template, if it came with one."""
+        name = self.manifest.chat_template
+        return None if name is None else (self.directory / name).read_text(encoding="utf-8")
+
+
+def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
+    """Verify the bundle in ``directory`` and return it; raises BundleError naming the file that is wrong."""
+    return verify_bundle(directory, lambda name, done, total: None)
+
+
+def verify_bundle(directory: str | os.PathLike[str], progress: Callable[[str, int, int], None]) -> Bundle:
+    """As ``open_bundle``; ``progress(file, bytes_done, bytes_total)`` is called as files are hashed."""
+    root = Path(directory)
+    if not root.is_dir():
+        raise BundleError(f"{root}: not a directory")
+    _check_regular(root / MANIFEST_FILE, MANIFEST_FILE)
+    if (root / MANIFEST_FILE).stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{MANIFEST_FILE}: over {MAX_MANIFEST_BYTES} bytes")
+    data = (root / MANIFEST_FILE).read_bytes()
+    manifest = Manifest.from_json(data)
+    _check_listing(root, manifest)
+    total = sum(record.bytes for record in manifest.files.values())
+    done = 0
+    for name, record in sorted(manifest.files.items()):
+        _check_file(root / name, name, record)
+        done += record.bytes
+        progress(name, done, total)
+    _check_references(manifest)
+    return Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+
+
+def _check_listing(root: Path, manifest: Manifest) -> None:
+    for name, record in manifest.files.items():
+        path = PurePosixPath(name)
+        if path.is_absolute() or len(path.parts) != 1 or name in (MANIFEST_FILE, "..", "."):
+            raise BundleError(f"manifest.files.{name}: not a plain file name")
+        if not _SHA256.fullmatch(record.sha256):
+            raise BundleError(f"manifest.files.{name}.sha256: not a SHA-256")
+    present = {entry.name for entry in os.scandir(root)} - {MANIFEST_FILE}
+    for name in sorted(set(manifest.files) - present):
+        raise BundleError(f"{name}: listed in the manifest but missing")
+    for name in sorted(present - set(manifest.files)):
+        raise BundleError(f"{name}: not listed in the manifest")
+
+
+def _check_references(manifest: Manifest) -> None:
+    """What the runtime will open by name must be among the verified files."""
+    needed = [manifest.graph.file, TOKENIZER_FILE]
+    if manifest.chat_template is not None:
+        needed.append(manifest.chat_template)
+    for name in needed:
+        if name not in manifest.files:
+            raise BundleError(f"{name}: used by the bundle but not listed in the manifest")
+
+
+def _check_regular(path: Path, name: str) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        raise BundleError(f"{name}: missing") from None
+    if not stat.S_ISREG(mode):
+        raise BundleError(f"{name}: not a regular file (links are not followed)")
+
+
+def _check_file(path: Path, name: str, record: FileRecord) -> None:
+    _check_regular(path, name)
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise BundleError(f"{name}: {size} bytes, the manifest says {record.bytes}")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != record.sha256:
+        raise BundleError(f"{name}: SHA-256 differs from the manifest")

@@ -1,0 +1,88 @@
+"""The KV cache of one sequence, and the prefixes whose KV is kept for the next one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from guard.bundle.manifest import ModelShape
+from guard.errors import InputTooLongError
+
+Float32 = npt.NDArray[np.float32]
+
+
+class KvCache:
+    """Keys and values of up to ``capacity`` tokens: ``arrays`` holds key and value of each layer in turn, each float32
+    [1, kv_heads, capacity, head_dim]. Pages are touched as tokens arrive, so spare capacity costs no resident memory.
+    """
+
+    def __init__(self, shape: ModelShape, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0
+        size = (1, shape.kv_heads, capacity, shape.head_dim)
+        self.arrays: list[Float32] = [np.zeros(size, np.float32) for _ in range(2 * shape.layers)]
+
+    def grow_to(self, tokens: int) -> None:
+        """Check that ``tokens`` fit; raises InputTooLongError otherwise."""
+        if tokens > self.capacity:
+            raise InputTooLongError("messages", tokens, self.capacity)
+
+    def load_prefix(self, prefix: KvPrefix) -> None:
+        """Start from a kept prefix: copies its keys and values and sets ``length``."""
+        self.grow_to(prefix.length)
+        for array, kept in zip(self.arrays, prefix.arrays, strict=True):
+            array[:, :, : prefix.length] = kept
+        self.length = prefix.length
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first ``length``."""
+        self.length = min(self.length, length)
+
+
+@dataclass(frozen=True)
+class KvPrefix:
+    """A copy of the first ``length`` tokens of a KvCache."""
+
+    token_ids: tuple[int, ...]
+    arrays: tuple[Float32, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return len(self.token_ids)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+        return sum(array.nbytes for array in self.arrays)
+
+
+class PrefixStore:
+    """The most recently used prefixes within a byte budget. Used from the engine's thread only."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._prefixes: OrderedDict[tuple[int, ...], KvPrefix] = OrderedDict()
+
+    def find(self, token_ids: Sequence[int]) -> KvPrefix | None:
+        """The kept prefix with exactly these tokens."""
+        key = tuple(token_ids)
+        prefix = self._prefixes.get(key)
+        if prefix is not None:
+            self._prefixes.move_to_end(key)
+        return prefix
+
+    def keep(self, token_ids: Sequence[int], cache: KvCache) -> None:
+        """Copy the KV of ``token_ids``, the first tokens of ``cache``; the least recently used prefixes make room."""
+        key = tuple(token_ids)
+        arrays = tuple(array[:, :, : len(key)].copy() for array in cache.arrays)
+        prefix = KvPrefix(key, arrays)
+        if prefix.bytes > self._max_bytes:
+            return
+        self._prefixes[key] = prefix
+        while sum(kept.bytes for kept in self._prefixes.values()) > self._max_bytes:
+            self._prefixes.popitem(last=False)

@@ -1,0 +1,22 @@
+"""How much of the machine one engine may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Limits of one engine (one model, one thread that steps it).
+
+    ``threads``: ONNX Runtime's intra-op threads; 0 = the container's CPU quota. ``max_queued`` and ``max_active`` count
+    jobs; ``kv_bytes`` bounds the KV caches of active jobs; ``prefix_bytes`` those kept for reuse. ``prefill_chunk``:
+    tokens a step may prefill, which bounds how long others wait.
+    """
+
+    threads: int = 0
+    max_queued: int = 64
+    max_active: int = 8
+    kv_bytes: int = 512 << 20
+    prefix_bytes: int = 64 << 20
+    prefill_chunk: int = 256

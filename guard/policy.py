@@ -1,0 +1,76 @@
+"""What a caller wants flagged: thresholds, exclusions, and categories of their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from guard.errors import InvalidInputError
+
+_CODE = re.compile(r"S[1-9][0-9]?")
+#: A custom category becomes part of every prompt, so its text is bounded.
+MAX_CUSTOM_CATEGORIES = 16
+MAX_NAME_CHARACTERS = 64
+MAX_DESCRIPTION_CHARACTERS = 512
+_EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class CustomCategory:
+    """A caller's own hazard; a ``code`` the model already has replaces that category's text."""
+
+    code: str
+    name: str
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        where = "policy.custom_categories"
+        if not _CODE.fullmatch(self.code):
+            raise InvalidInputError(f"{where}.code", "expected S1 to S99")
+        for name, text, limit in (
+            ("name", self.name, MAX_NAME_CHARACTERS),
+            ("description", self.description, MAX_DESCRIPTION_CHARACTERS),
+        ):
+            if len(text) > limit:
+                raise InvalidInputError(f"{where}.{name}", f"{len(text)} characters, the limit is {limit}")
+            if any(ord(character) < 32 for character in text) or "<" in text or ">" in text:
+                raise InvalidInputError(f"{where}.{name}", "control characters, '<' and '>' are not allowed")
+        if not self.name.strip():
+            raise InvalidInputError(f"{where}.name", "is empty")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Thresholds in 0..1 on the unsafe score; see ``guard.verdict.judge`` for how they decide.
+
+    ``excluded_categories`` are left out of the prompt (when the model reads its categories from there) and of the
+    answer. Raises InvalidInputError naming the field.
+    """
+
+    threshold: float = 0.5
+    category_thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    excluded_categories: frozenset[str] = frozenset()
+    custom_categories: tuple[CustomCategory, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_threshold("policy.threshold", self.threshold)
+        for code, threshold in self.category_thresholds.items():
+            _check_threshold(f"policy.category_thresholds[{code!r}]", threshold)
+        if len(self.custom_categories) > MAX_CUSTOM_CATEGORIES:
+            raise InvalidInputError(
+                "policy.custom_categories", f"{len(self.custom_categories)} given, the limit is {MAX_CUSTOM_CATEGORIES}"
+            )
+        codes = [category.code for category in self.custom_categories]
+        if len(set(codes)) != len(codes):
+            raise InvalidInputError("policy.custom_categories", "a code is given twice")
+
+    def threshold_for(self, code: str) -> float:
+        """The threshold that applies to ``code``."""
+        return self.category_thresholds.get(code, self.threshold)
+
+
+def _check_threshold(name: str, value: float) -> None:
+    if not 0.0 < value <= 1.0:  # also false for NaN
+        raise InvalidInputError(name, "expected a number above 0 and at most 1")

@@ -1,0 +1,49 @@
+"""From a bundle directory to a model that answers: verify, load, warm up."""
+
+from __future__ import annotations
+
+import os
+
+from guard.bundle import Bundle, open_bundle
+from guard.classifier import Classifier
+from guard.engine.engine import Engine
+from guard.engine.kv_cache import KvCache
+from guard.engine.runner import Runner, load_runner
+from guard.engine.settings import EngineSettings
+from guard.errors import BundleError, ModelOutputError
+from guard.generator import Generator
+
+
+def load_guard(directory: str | os.PathLike[str], settings: EngineSettings) -> Classifier:
+    """Open, verify and load a guard bundle; raises BundleError naming what is wrong with it."""
+    bundle, runner = _load(directory, "guard", settings)
+    return Classifier(bundle, runner, Engine(settings, bundle.manifest.name))
+
+
+def load_instruct(directory: str | os.PathLike[str], settings: EngineSettings) -> Generator:
+    """Open, verify and load an instruct bundle; raises BundleError naming what is wrong with it."""
+    bundle, runner = _load(directory, "instruct", settings)
+    return Generator(bundle, runner, Engine(settings, bundle.manifest.name))
+
+
+def _load(directory: str | os.PathLike[str], task: str, settings: EngineSettings) -> tuple[Bundle, Runner]:
+    bundle = open_bundle(directory)
+    if bundle.manifest.task != task:
+        raise BundleError(f"{directory}: a bundle for {bundle.manifest.task}, expected {task}")
+    runner = load_runner(bundle, settings.threads)
+    _warm_up(runner)
+    return bundle, runner
+
+
+def _warm_up(runner: Runner) -> None:
+    """One small prefill and one decode step: the first request pays for no lazy allocation, and a broken graph shows
+    now.
+    """
+    cache = KvCache(runner.shape, 16)
+    for tokens in ([0] * 8, [0]):
+        try:
+            logits = runner.forward(cache, tokens, [len(tokens) - 1])
+        except Exception as error:  # onnxruntime raises bare exceptions of its own for each kind of failure
+            raise BundleError("the graph loads but does not run") from error
+        if logits.shape != (1, len(runner.rows)):
+            raise ModelOutputError("the graph's logits do not have one row a head token")

@@ -1,0 +1,110 @@
+"""Logits -> verdict. Whatever cannot be read raises ModelOutputError; nothing unreadable becomes SAFE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from guard.errors import ModelOutputError
+from guard.policy import Policy
+from guard.taxonomy import HAZARDS
+
+FloatArray = npt.NDArray[np.floating]
+#: Token id to row of a (possibly pruned) LM head.
+HeadRows = Mapping[int, int]
+
+
+class Verdict(Enum):
+    """The answer. There is no third value: a failure is an exception."""
+
+    SAFE = "safe"
+    UNSAFE = "unsafe"
+
+
+@dataclass(frozen=True)
+class CategoryScore:
+    """``score`` = P(unsafe) * P(this category is the one named first | unsafe), in 0..1."""
+
+    code: str
+    name: str
+    score: float
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict with its reasons. ``mode`` says how the categories were read. Times in seconds."""
+
+    verdict: Verdict
+    unsafe_score: float
+    categories: tuple[CategoryScore, ...]
+    mode: Literal["one_pass", "exact"]
+    forged_delimiters: bool
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    queue_s: float
+    model_s: float
+
+
+def unsafe_probability(logits: FloatArray, rows: HeadRows, safe: int, unsafe: int) -> float:
+    """P(unsafe) = softmax over the two verdict tokens of ``logits`` [rows]."""
+    pair = _finite(logits)[[rows[safe], rows[unsafe]]]
+    return float(softmax(pair)[1])
+
+
+def category_probabilities(logits: FloatArray, rows: HeadRows, tokens: Mapping[str, int]) -> dict[str, float]:
+    """P(category is named first | unsafe): softmax over the category tokens of ``logits`` [rows]."""
+    values = _finite(logits)[[rows[token] for token in tokens.values()]]
+    return dict(zip(tokens, map(float, softmax(values)), strict=True))
+
+
+def next_token(logits: FloatArray, rows: HeadRows) -> int:
+    """The most likely token id of ``logits`` [rows]."""
+    row = int(np.argmax(_finite(logits)))
+    return next(token for token, index in rows.items() if index == row)
+
+
+def softmax(values: FloatArray) -> npt.NDArray[np.float64]:
+    """Softmax over the last axis, in float64."""
+    shifted = np.exp(values.astype(np.float64) - values.max(axis=-1, keepdims=True))
+    result: npt.NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def _finite(logits: FloatArray) -> FloatArray:
+    if not np.isfinite(logits).all():
+        raise ModelOutputError("the model's logits are not finite")
+    return logits
+
+
+def decide(
+    unsafe: float, given_unsafe: Mapping[str, float], policy: Policy, named: tuple[str, ...] = ()
+) -> tuple[Verdict, float, tuple[CategoryScore, ...]]:
+    """Apply a policy to P(unsafe) and P(category | unsafe) over all of the model's categories.
+
+    - Excluded categories take their share of P(unsafe) with them, also when the model did not see the exclusion.
+    - The leading category's threshold is compared with the remaining P(unsafe); any other category is flagged when
+      its own
+      joint score reaches its threshold, or when the exact mode ``named`` it. UNSAFE means that something is flagged.
+
+    Returns verdict, the remaining P(unsafe), and the categories by falling score.
+    """
+    kept = {code: share for code, share in given_unsafe.items() if code not in policy.excluded_categories}
+    remaining = unsafe * sum(kept.values()) if len(kept) < len(given_unsafe) else unsafe
+    leading = max(kept, key=lambda code: kept[code])
+    names = {custom.code: custom.name for custom in policy.custom_categories}
+    is_unsafe = remaining >= policy.threshold_for(leading)
+    categories = []
+    for code, share in sorted(kept.items(), key=lambda item: -item[1]):
+        score = unsafe * share
+        flagged = score >= policy.threshold_for(code) or (is_unsafe and (code == leading or code in named))
+        name = names.get(code) or (HAZARDS[code].name if code in HAZARDS else code)
+        categories.append(CategoryScore(code, name, score, flagged))
+    verdict = Verdict.UNSAFE if any(category.flagged for category in categories) else Verdict.SAFE
+    return verdict, remaining, tuple(categories)
