@@ -33,7 +33,7 @@ class Checkpoint:
     """A verified checkpoint: config checked, every expected tensor there with the right shape, files hashed.
 
     ``lm_head.weight`` can always be read: for tied embeddings it is ``model.embed_tokens.weight``.
-    ``chat_template`` is the checkpoint's own Jinja text, if it has one. ``guard_format`` is set when an adapter brought one.
+    ``chat_template`` is the checkpoint's own Jinja text, if it has one; ``guard_format`` comes from an adapter, if any.
     """
 
     spec: ModelSpec
