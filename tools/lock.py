@@ -1,7 +1,8 @@
 """Writes constraints.txt: the exact version of everything the project, its extras and its tools install.
 
-Run by ``make lock``. pip's own resolver decides (``pip install --dry-run --report``), from pyproject.toml alone and from
-whatever index pip is configured with; only names and versions are written, so the file installs from any index.
+Run by ``make lock``. pip's own resolver decides (``pip install --dry-run --report``), from pyproject.toml alone and
+from whatever index pip is configured with; only names and versions are written, so the file installs from any index.
+A torch that pip takes from PyPI brings CUDA packages of its own; those are not listed, its version pins them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""Judge a prompt or a response with a running server.
+
+exit status: 0 safe, 3 unsafe, 1 no verdict (the reason is on stderr), 2 wrong options. Only 0 means safe.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from guard.cli.connection import add_connection_options, connect
+from guard.cli.messages import read_context, read_text
+from guard.cli.output import milliseconds, to_json
+from guard.client import Classification
+from guard.conversation import Message, Role
+from guard.policy import Policy
+from guard.verdict import Verdict
+
+EXIT_UNSAFE = 3
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("text", metavar="TEXT", help="the message to judge; - reads standard input")
+    parser.add_argument(
+        "--role",
+        choices=("user", "assistant"),
+        default="user",
+        help="who wrote it: a prompt or a response (%(default)s)",
+    )
+    parser.add_argument("--context", type=Path, metavar="FILE", help="earlier messages: a JSON array or JSON lines")
+    parser.add_argument("--threshold", type=float, metavar="P", help="flag at this score (the server's: 0.5)")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="CODE", help="do not judge this category; repeatable"
+    )
+    parser.add_argument("--exact", action="store_true", help="let the model write all categories out; slower")
+    parser.add_argument("--model", default="", metavar="NAME", help="which guard model, when the server has several")
+    add_connection_options(parser, timeout_s=60)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judges, prints, and returns the exit status."""
+    messages = [*read_context(args.context), Message(Role(args.role), read_text(args.text))]
+    policy = None
+    if args.threshold is not None or args.exclude:
+        threshold = 0.5 if args.threshold is None else args.threshold
+        policy = Policy(threshold=threshold, excluded_categories=frozenset(args.exclude))
+    with connect(args) as client:
+        result = client.classify(messages, policy=policy, exact=args.exact, model=args.model)
+    print(to_json(result) if args.json else _describe(result))
+    return EXIT_UNSAFE if result.verdict is Verdict.UNSAFE else 0
+
+
+def _describe(result: Classification) -> str:
+    lines = [
+        f"{result.verdict.name}   P(unsafe) {result.unsafe_score:.3f}   "
+        f"{result.model}, {result.usage.prompt_tokens} tokens, {milliseconds(result.timings.total_s)}"
+    ]
+    flagged = sorted((item for item in result.categories if item.flagged), key=lambda item: -item.score)
+    lines += [f"  {item.code:4} {item.score:.3f}  {item.name}" for item in flagged]
+    if result.forged_delimiters:
+        lines.append("  note: the text imitates the guard prompt's own delimiters")
+    return "\n".join(lines)

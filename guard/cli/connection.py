@@ -1,0 +1,39 @@
+"""Options that every command which talks to a server shares."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import grpc
+
+from guard.client import GuardClient
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+
+def add_connection_options(parser: argparse.ArgumentParser, timeout_s: float) -> None:
+    """``timeout_s`` is the command's default deadline in seconds."""
+    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server (%(default)s)")
+    parser.add_argument(
+        "--timeout", type=positive_seconds, default=timeout_s, metavar="S", help="deadline in seconds (%(default)g)"
+    )
+    parser.add_argument("--tls", action="store_true", help="use TLS and the system's root certificates")
+    parser.add_argument("--tls-ca", type=Path, metavar="FILE", help="use TLS and these root certificates (PEM)")
+
+
+def connect(args: argparse.Namespace) -> GuardClient:
+    """A client for the parsed options."""
+    credentials = None
+    if args.tls or args.tls_ca:
+        roots = args.tls_ca.read_bytes() if args.tls_ca else None
+        credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+    return GuardClient(args.address, credentials=credentials, timeout_s=args.timeout)
+
+
+def positive_seconds(text: str) -> float:
+    """An argparse type."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError("expected a number of seconds above 0")
+    return value

@@ -1,0 +1,54 @@
+"""Typed client of a Guardlet server, over gRPC.
+
+    with GuardClient("127.0.0.1:50051") as client:
+        result = client.classify("How do I pick a lock?")
+        print(result.verdict, result.unsafe_score)
+
+``AsyncGuardClient`` has the same methods for asyncio. Every call has a deadline. Classify is retried when the server is
+UNAVAILABLE (a throttled gRPC service config, no hedging); nothing else is. A failure raises a ``GuardClientError``, and
+so does an answer without a verdict: nothing that is not an answer reads as safe.
+"""
+
+from guard.client.aio import AsyncGenerationStream, AsyncGuardClient
+from guard.client.errors import (
+    CallCancelledError,
+    DeadlineExceededError,
+    FieldViolation,
+    GuardClientError,
+    ModelNotLoadedOnServerError,
+    NoAnswerError,
+    NotPermittedError,
+    RequestRejectedError,
+    ServerBusyError,
+    ServerFailedError,
+    ServerUnavailableError,
+    UnsupportedByServerError,
+)
+from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo, Timings, Usage
+from guard.client.sync import GenerationStream, GuardClient
+
+__all__ = [
+    "AsyncGenerationStream",
+    "AsyncGuardClient",
+    "CallCancelledError",
+    "Classification",
+    "DeadlineExceededError",
+    "Delta",
+    "FieldViolation",
+    "GenerationOptions",
+    "GenerationResult",
+    "GenerationStream",
+    "GuardClient",
+    "GuardClientError",
+    "ModelInfo",
+    "ModelNotLoadedOnServerError",
+    "NoAnswerError",
+    "NotPermittedError",
+    "RequestRejectedError",
+    "ServerBusyError",
+    "ServerFailedError",
+    "ServerUnavailableError",
+    "Timings",
+    "UnsupportedByServerError",
+    "Usage",
+]

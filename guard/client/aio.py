@@ -1,0 +1,193 @@
+"""The asyncio client: method by method the blocking one (guard.client.sync), awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Protocol
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from guard.client import convert
+from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_aio_channel
+from guard.client.convert import Text
+from guard.client.errors import GuardClientError, not_serving, typed_errors
+from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo
+from guard.policy import Policy
+from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2_grpc
+
+
+class AsyncGuardClient:
+    """As ``GuardClient``; made and used inside one event loop. Close it, or use ``async with``.
+
+    Cancelling the awaiting task cancels the call on the server.
+    """
+
+    def __init__(
+        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> None:
+        self._channel = open_aio_channel(address, credentials)
+        self._timeout_s = timeout_s
+        self._moderation = moderation_pb2_grpc.ModerationServiceStub(self._channel)
+        self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health_check = self._channel.unary_unary(**HEALTH_CHECK)
+
+    async def __aenter__(self) -> AsyncGuardClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def classify(
+        self,
+        text: Text,
+        *,
+        policy: Policy | None = None,
+        exact: bool = False,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> Classification:
+        """Judge the last message of ``text`` (a plain string is one user message) by its role.
+
+        ``exact`` lets the model write its whole answer out, so that every category it lists is seen; slower.
+        """
+        request = convert.classify_request(text, policy, exact, model, request_id)
+        with typed_errors():
+            response = await self._moderation.Classify(request, timeout=self._deadline(timeout_s))
+        return convert.read_classification(response)
+
+    async def batch_classify(
+        self,
+        texts: Sequence[Text],
+        *,
+        policy: Policy | None = None,
+        exact: bool = False,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> tuple[Classification | GuardClientError, ...]:
+        """Judge independent conversations. An item that failed is the error itself, in its place."""
+        request = convert.batch_request(texts, policy, exact, model, request_id)
+        with typed_errors():
+            response = await self._moderation.BatchClassify(request, timeout=self._deadline(timeout_s))
+        return convert.read_batch(response, len(request.requests))
+
+    async def generate(
+        self,
+        text: Text,
+        options: GenerationOptions | None = None,
+        *,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> GenerationResult:
+        """Write the next message of ``text``, whole."""
+        request = convert.generate_request(text, options or GenerationOptions(), model, request_id)
+        with typed_errors():
+            response = await self._generation.Generate(request, timeout=self._deadline(timeout_s))
+        return convert.read_generation(response)
+
+    def stream_generate(
+        self,
+        text: Text,
+        options: GenerationOptions | None = None,
+        *,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncGenerationStream:
+        """Write the next message of ``text`` piece by piece: iterate, then ask for ``result()``."""
+        request = convert.stream_generate_request(text, options or GenerationOptions(), model, request_id)
+        return AsyncGenerationStream(self._generation.StreamGenerate(request, timeout=self._deadline(timeout_s)))
+
+    async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
+        """All models of the server, by name."""
+        models: list[ModelInfo] = []
+        token = ""
+        while True:
+            request = model_pb2.ListModelsRequest(page_token=token)
+            with typed_errors():
+                response = await self._models.ListModels(request, timeout=self._deadline(timeout_s))
+            models += map(convert.read_model, response.models)
+            token = response.next_page_token
+            if not token:
+                return tuple(models)
+
+    async def get_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
+        """One model by its name."""
+        with typed_errors():
+            response = await self._models.GetModel(
+                model_pb2.GetModelRequest(name=name), timeout=self._deadline(timeout_s)
+            )
+        return convert.read_model(response.model)
+
+    async def is_serving(self, service: str = "", *, timeout_s: float | None = None) -> bool:
+        """Whether the health service says SERVING for ``service`` ("" is the whole server)."""
+        with typed_errors():
+            request = health_pb2.HealthCheckRequest(service=service)
+            response = await self._health_check(request, timeout=self._deadline(timeout_s))
+        return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def wait_until_serving(self, service: str = "", *, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        """Return once the server serves; raises the last error, or ServerUnavailableError, after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            error: GuardClientError = not_serving()
+            try:
+                if await self.is_serving(service, timeout_s=max(POLL_S, min(1.0, deadline - time.monotonic()))):
+                    return
+            except GuardClientError as failure:
+                error = failure
+            if time.monotonic() + POLL_S > deadline:
+                raise error
+            await asyncio.sleep(POLL_S)
+
+    def _deadline(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+
+class _Call(Protocol):
+    """What grpc.aio returns for a call with a stream of responses."""
+
+    def __aiter__(self) -> AsyncIterator[generation_pb2.StreamGenerateResponse]: ...
+
+    def cancel(self) -> bool: ...
+
+
+class AsyncGenerationStream:
+    """As ``GenerationStream``, for ``async for``."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+        self._reader = convert.StreamReader()
+        self._ended = False
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        with typed_errors():
+            async for response in self._call:
+                self._reader.add(response)
+                if response.text:
+                    yield Delta(response.text, response.token_count)
+        self._ended = True
+
+    async def result(self) -> GenerationResult:
+        """The whole text, once the pieces are read; reads what is left. Raises NoAnswerError when it was cut off."""
+        if not self._ended:  # grpc.aio does not let a finished call be iterated again
+            async for _ in self:
+                pass
+        return self._reader.result()
+
+    def cancel(self) -> None:
+        """Stop the generation."""
+        self._call.cancel()

@@ -1,0 +1,253 @@
+"""Domain types to protobuf requests, protobuf answers to results. Shared by the sync and the asyncio client.
+
+Every ``read_*`` function fails closed: an enum at its zero value or outside what this version knows, a score that is no
+probability, or a missing part raises NoAnswerError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+
+from guard.client.errors import GuardClientError, NoAnswerError, from_item_error
+from guard.client.results import (
+    Classification,
+    FinishReason,
+    GenerationOptions,
+    GenerationResult,
+    ModelInfo,
+    ModelState,
+    ModelTask,
+    Timings,
+    Usage,
+)
+from guard.conversation import Message, Role, Target
+from guard.policy import Policy
+from guard.v1 import generation_pb2, model_pb2, moderation_pb2
+from guard.verdict import CategoryScore, Verdict
+
+#: One user message may be given as a plain string.
+Text = str | Sequence[Message]
+_Value = TypeVar("_Value")
+
+_ROLES = {
+    Role.USER: moderation_pb2.ROLE_USER,
+    Role.ASSISTANT: moderation_pb2.ROLE_ASSISTANT,
+    Role.SYSTEM: moderation_pb2.ROLE_SYSTEM,
+    Role.TOOL: moderation_pb2.ROLE_TOOL,
+}
+_VERDICTS: Mapping[int, Verdict] = {
+    moderation_pb2.VERDICT_SAFE: Verdict.SAFE,
+    moderation_pb2.VERDICT_UNSAFE: Verdict.UNSAFE,
+}
+_TARGETS: Mapping[int, Target] = {
+    moderation_pb2.TARGET_PROMPT: Target.PROMPT,
+    moderation_pb2.TARGET_RESPONSE: Target.RESPONSE,
+}
+_FINISH_REASONS: Mapping[int, FinishReason] = {
+    generation_pb2.FINISH_REASON_STOP: "stop",
+    generation_pb2.FINISH_REASON_LENGTH: "length",
+    generation_pb2.FINISH_REASON_STOP_SEQUENCE: "stop_sequence",
+    generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+    generation_pb2.FINISH_REASON_CONTENT_FILTER: "content_filter",
+}
+
+
+def classify_request(
+    text: Text, policy: Policy | None, exact: bool, model: str, request_id: str
+) -> moderation_pb2.ClassifyRequest:
+    """The last message is judged; its role says whether as a prompt or as a response."""
+    mode = moderation_pb2.CLASSIFICATION_MODE_EXACT if exact else moderation_pb2.CLASSIFICATION_MODE_UNSPECIFIED
+    return moderation_pb2.ClassifyRequest(
+        request_id=request_id,
+        messages=_messages(text),
+        policy=None if policy is None else _policy(policy),
+        mode=mode,
+        model=model,
+    )
+
+
+def batch_request(
+    texts: Iterable[Text], policy: Policy | None, exact: bool, model: str, request_id: str
+) -> moderation_pb2.BatchClassifyRequest:
+    """One policy, mode and model for all items; the server names the items after the batch."""
+    items = [classify_request(text, policy, exact, model, "") for text in texts]
+    return moderation_pb2.BatchClassifyRequest(request_id=request_id, requests=items)
+
+
+def generate_request(
+    text: Text, options: GenerationOptions, model: str, request_id: str
+) -> generation_pb2.GenerateRequest:
+    """Options that are None stay unset: the server's or the checkpoint's defaults apply."""
+    return generation_pb2.GenerateRequest(
+        request_id=request_id,
+        messages=_messages(text),
+        model=model,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        seed=options.seed,
+        stop=options.stop,
+    )
+
+
+def stream_generate_request(
+    text: Text, options: GenerationOptions, model: str, request_id: str
+) -> generation_pb2.StreamGenerateRequest:
+    """As ``generate_request``; the two messages are the same field by field, numbers included (generation.proto)."""
+    request = generate_request(text, options, model, request_id)
+    return generation_pb2.StreamGenerateRequest.FromString(request.SerializeToString())
+
+
+def read_classification(response: moderation_pb2.ClassifyResponse) -> Classification:
+    """Raises NoAnswerError unless the response holds a verdict and a score between 0 and 1."""
+    exact = response.mode == moderation_pb2.CLASSIFICATION_MODE_EXACT
+    return Classification(
+        request_id=response.request_id,
+        model=response.model,
+        target=_known(_TARGETS, response.target, "target"),
+        verdict=_known(_VERDICTS, response.verdict, "verdict"),
+        unsafe_score=_probability(response.unsafe_score, "unsafe_score"),
+        categories=tuple(
+            CategoryScore(item.code, item.name, _probability(item.score, "categories.score"), item.flagged)
+            for item in response.categories
+        ),
+        mode="exact" if exact else "one_pass",
+        forged_delimiters=moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER in response.signals,
+        usage=_usage(response.usage),
+        timings=_timings(response.timings),
+    )
+
+
+def read_batch(
+    response: moderation_pb2.BatchClassifyResponse, expected: int
+) -> tuple[Classification | GuardClientError, ...]:
+    """One outcome an item. Raises NoAnswerError when there are more or fewer than ``expected``."""
+    if len(response.results) != expected:
+        raise NoAnswerError(f"{expected} items were sent and {len(response.results)} results came back")
+    return tuple(_outcome(result) for result in response.results)
+
+
+def read_generation(response: generation_pb2.GenerateResponse) -> GenerationResult:
+    """Raises NoAnswerError when the response does not say why the text ended."""
+    return GenerationResult(
+        request_id=response.request_id,
+        model=response.model,
+        text=response.text,
+        finish_reason=read_finish_reason(response.finish_reason),
+        usage=_usage(response.usage),
+        timings=_timings(response.timings),
+    )
+
+
+class StreamReader:
+    """Folds the responses of one StreamGenerate into a GenerationResult."""
+
+    def __init__(self) -> None:
+        self._first: generation_pb2.StreamGenerateResponse | None = None
+        self._last: generation_pb2.StreamGenerateResponse | None = None
+        self._pieces: list[str] = []
+
+    def add(self, response: generation_pb2.StreamGenerateResponse) -> None:
+        """Take the next response."""
+        self._first = self._first or response
+        self._last = response
+        self._pieces.append(response.text)
+
+    def result(self) -> GenerationResult:
+        """The whole text. Raises NoAnswerError when the stream ended without its last response."""
+        if self._first is None or self._last is None:
+            raise NoAnswerError("the stream ended without a response")
+        return GenerationResult(
+            request_id=self._first.request_id,
+            model=self._first.model,
+            text="".join(self._pieces),
+            finish_reason=read_finish_reason(self._last.finish_reason),
+            usage=_usage(self._last.usage),
+            timings=_timings(self._last.timings),
+        )
+
+
+def read_finish_reason(value: int) -> FinishReason:
+    """Raises NoAnswerError for FINISH_REASON_UNSPECIFIED: the text was cut off."""
+    return _known(_FINISH_REASONS, value, "finish_reason")
+
+
+def read_model(model: model_pb2.Model) -> ModelInfo:
+    """Raises NoAnswerError for a task or state that this version does not know."""
+    tasks: Mapping[int, ModelTask] = {model_pb2.MODEL_TASK_GUARD: "guard", model_pb2.MODEL_TASK_INSTRUCT: "instruct"}
+    states: Mapping[int, ModelState] = {
+        model_pb2.MODEL_STATE_LOADING: "loading",
+        model_pb2.MODEL_STATE_READY: "ready",
+        model_pb2.MODEL_STATE_FAILED: "failed",
+        model_pb2.MODEL_STATE_UNLOADING: "unloading",
+    }
+    return ModelInfo(
+        name=model.name,
+        task=_known(tasks, model.task, "model.task"),
+        state=_known(states, model.state, "model.state"),
+        architecture=model.architecture,
+        quantization=model.quantization,
+        max_context_tokens=model.max_context_tokens,
+        categories=tuple((category.code, category.name) for category in model.categories),
+        manifest_sha256=model.manifest_sha256,
+        kv_bytes_per_token=model.kv_bytes_per_token,
+    )
+
+
+def _messages(text: Text) -> list[moderation_pb2.Message]:
+    messages = (Message(Role.USER, text),) if isinstance(text, str) else text
+    return [moderation_pb2.Message(role=_ROLES[message.role], content=message.content) for message in messages]
+
+
+def _policy(policy: Policy) -> moderation_pb2.Policy:
+    return moderation_pb2.Policy(
+        threshold=policy.threshold,
+        category_thresholds=policy.category_thresholds,
+        excluded_categories=sorted(policy.excluded_categories),
+        custom_categories=[
+            moderation_pb2.CustomCategory(code=custom.code, name=custom.name, description=custom.description)
+            for custom in policy.custom_categories
+        ],
+    )
+
+
+def _outcome(result: moderation_pb2.BatchClassifyResult) -> Classification | GuardClientError:
+    try:
+        if result.WhichOneof("outcome") == "error":
+            return from_item_error(result.error)
+        return read_classification(result.response)  # unset: an empty response, which has no verdict
+    except NoAnswerError as error:
+        return error
+
+
+def _known(values: Mapping[int, _Value], value: int, field: str) -> _Value:
+    if value not in values:
+        raise NoAnswerError(f"the server's {field} is {value}, which is not an answer")
+    return values[value]
+
+
+def _probability(value: float, field: str) -> float:
+    if not 0.0 <= value <= 1.0:  # also false for NaN
+        raise NoAnswerError(f"the server's {field} is not between 0 and 1")
+    return value
+
+
+def _usage(usage: moderation_pb2.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+
+
+def _timings(timings: moderation_pb2.Timings) -> Timings:
+    return Timings(
+        queue_s=_seconds(timings.queue),
+        model_s=_seconds(timings.model),
+        first_token_s=_seconds(timings.first_token) if timings.HasField("first_token") else None,
+        total_s=_seconds(timings.total),
+    )
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.ToNanoseconds() / 1e9

@@ -1,0 +1,100 @@
+"""What the client's calls return. Frozen; times in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from guard.conversation import Target
+from guard.verdict import CategoryScore, Verdict
+
+FinishReason = Literal["stop", "length", "stop_sequence", "tool_calls", "content_filter"]
+ModelTask = Literal["guard", "instruct"]
+ModelState = Literal["loading", "ready", "failed", "unloading"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens read (of them cached ones, which cost no compute) and written."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """The server's own clock: waiting, computing, until the first token (generation only), and all of it."""
+
+    queue_s: float
+    model_s: float
+    first_token_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True)
+class Classification:
+    """A verdict. ``unsafe_score`` = P(unsafe), 0 to 1, before any policy. ``categories`` as the server ordered them."""
+
+    request_id: str
+    model: str
+    target: Target
+    verdict: Verdict
+    unsafe_score: float
+    categories: tuple[CategoryScore, ...]
+    mode: Literal["one_pass", "exact"]
+    forged_delimiters: bool
+    usage: Usage
+    timings: Timings
+
+    @property
+    def top_category(self) -> CategoryScore | None:
+        """The category with the highest score; None when the server sent none."""
+        return max(self.categories, key=lambda category: category.score, default=None)
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What is None is left to the server: its ``max_tokens``, the checkpoint's sampling. Limits: generation.proto."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next piece of a text that is being written: whole code points, possibly of several tokens."""
+
+    text: str
+    token_count: int
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished text, and why it ended."""
+
+    request_id: str
+    model: str
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model of the server, as ModelService shows it (model.proto). ``categories``: (code, name) pairs."""
+
+    name: str
+    task: ModelTask
+    state: ModelState
+    architecture: str
+    quantization: str
+    max_context_tokens: int
+    categories: tuple[tuple[str, str], ...]
+    manifest_sha256: str
+    kv_bytes_per_token: int
