@@ -1,0 +1,186 @@
+"""Linear layers in every number format: the nodes that compute them and the weights they stream out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from export.checkpoint.model import Float32
+from export.graph.writer import MICROSOFT, GraphWriter
+from export.quantize.formats import block_size, quantize_blocks, quantize_rows
+from export.quantize.profile import Format
+from export.quantize.rotation import Rotation
+from export.quantize.weights import Matrix, Weights
+from guard.errors import UnsupportedError
+
+#: Elements of a weight held in float32 at a time (64 MiB), unless an output rotation needs the whole matrix.
+_CHUNK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A value [batch, sequence, channels] that feeds linears. ``codes`` and ``scale`` are its 8-bit form, made on demand."""
+
+    value: str
+    codes: str
+    scale: str
+    unscaled_by: str | None = None
+
+
+class Linears:
+    """Builds linears on ``graph`` from ``weights``."""
+
+    def __init__(self, graph: GraphWriter, weights: Weights, largest_block: int) -> None:
+        self._graph = graph
+        self._weights = weights
+        self._largest_block = largest_block
+        self._quantized: set[str] = set()
+
+    def activation(self, value: str, unscaled_by: str | None = None) -> Activation:
+        """Wrap ``value``. If it still lacks a factor per token, ``unscaled_by`` names that factor [batch, sequence, 1]."""
+        return Activation(value, f"{value}.codes", f"{value}.scale", unscaled_by)
+
+    def apply(self, name: str, x: Activation, matrices: Sequence[Matrix], form: Format, *, scaled: bool = True) -> str:
+        """``x`` times the transposed matrices, side by side. Without ``scaled``, int8 rows lack the factor ``x.scale``."""
+        match form:
+            case "float32":
+                return self._float32(name, x.value, matrices)
+            case "int8_rows":
+                return self._int8_rows(name, x, matrices, scaled)
+            case "int8_blocks":
+                return self._blocks(name, x.value, matrices, bits=8)
+            case "int4_blocks":
+                return self._blocks(name, x.value, matrices, bits=4)
+
+    def pruned(self, name: str, x: str, matrix: Matrix, rows: Sequence[int]) -> str:
+        """``x`` times the transposed ``rows`` of ``matrix``, in float32."""
+        weight = self._graph.matrix(f"{name}.weight", np.float32, [len(rows), self._weights.columns(matrix)])
+        for index, row in enumerate(rows):
+            weight.write_rows(index, self._weights.read(matrix, slice(row, row + 1)))
+        return self._graph.node("FusedMatMul", [x, f"{name}.weight"], f"{name}.output", domain=MICROSOFT, transB=1)
+
+    def rotate(self, name: str, x: str, rotation: Rotation, channels: int) -> str:
+        """Apply ``rotation`` to each run of ``rotation.size`` channels while the model runs."""
+        size = rotation.size
+        basis = self._graph.constant(f"{name}.basis", np.ascontiguousarray(rotation.matrix().T))
+        split = self._graph.constant(f"{name}.split", np.array([0, 0, channels // size, size], np.int64))
+        joined = self._graph.constant(f"{name}.join", np.array([0, 0, channels], np.int64))
+        runs = self._graph.node("Reshape", [x, split], f"{name}.runs")
+        rotated = self._graph.node("MatMul", [runs, basis], f"{name}.rotated")
+        return self._graph.node("Reshape", [rotated, joined], f"{name}.output")
+
+    def embedding(self, name: str, ids: str, matrix: Matrix, form: Format) -> str:
+        """Rows ``ids`` of ``matrix`` as float32 [batch, sequence, hidden]."""
+        if form == "float32":
+            return self._graph.node("Gather", [self._float32_weight(name, [matrix]), ids], f"{name}.output")
+        block = self._block(name, matrix)
+        codes, scales = self._block_weight(name, [matrix], bits=8, block=block, flat=True)
+        return self._graph.node(
+            "GatherBlockQuantized",
+            [codes, ids, scales],
+            f"{name}.output",
+            domain=MICROSOFT,
+            bits=8,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def _float32(self, name: str, x: str, matrices: Sequence[Matrix]) -> str:
+        weight = self._float32_weight(name, matrices)
+        return self._graph.node("FusedMatMul", [x, weight], f"{name}.output", domain=MICROSOFT, transB=1)
+
+    def _float32_weight(self, name: str, matrices: Sequence[Matrix]) -> str:
+        rows, columns = self._shape(matrices)
+        slot = self._graph.matrix(f"{name}.weight", np.float32, [rows, columns])
+        for start, piece in self._pieces(matrices):
+            slot.write_rows(start, piece)
+        return f"{name}.weight"
+
+    def _int8_rows(self, name: str, x: Activation, matrices: Sequence[Matrix], scaled: bool) -> str:
+        rows, columns = self._shape(matrices)
+        weight = self._graph.matrix(f"{name}.weight", np.int8, [columns, rows])
+        scales = self._graph.matrix(f"{name}.scales", np.float32, [rows])
+        for start, piece in self._pieces(matrices):
+            integers, piece_scales = quantize_rows(piece)
+            weight.write_columns(start, integers.T)
+            scales.write_rows(start, piece_scales[:, None])
+        self._quantize_tokens(x)
+        one = self._graph.constant("one", np.array(1, np.float32))
+        zero_point = self._graph.constant("zero_point", np.array(128, np.uint8))
+        inputs = [x.codes, f"{name}.weight", one, f"{name}.scales", zero_point]
+        product = self._graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
+        return self._graph.node("Mul", [product, x.scale], f"{name}.output") if scaled else product
+
+    def _quantize_tokens(self, x: Activation) -> None:
+        """One symmetric 8-bit scale per token, largest magnitude / 127. A token's numbers don't depend on its batch."""
+        if x.codes in self._quantized:
+            return
+        self._quantized.add(x.codes)
+        graph = self._graph
+        axes = graph.constant("last_axis", np.array([-1], np.int64))
+        step = graph.constant("step", np.array(1 / 127, np.float32))
+        tiny = graph.constant("tiny", np.array(1e-30, np.float32))
+        one = graph.constant("one", np.array(1, np.float32))
+        zero_point = graph.constant("zero_point", np.array(128, np.uint8))
+        magnitude = graph.node("Abs", [x.value], f"{x.value}.magnitude")
+        peak = graph.node("ReduceMax", [magnitude, axes], f"{x.value}.peak", keepdims=1)
+        stepped = graph.node("Mul", [peak, step], f"{x.value}.step")
+        scale = f"{x.value}.own_scale" if x.unscaled_by else x.scale
+        graph.node("Max", [stepped, tiny], scale)
+        normalized = graph.node("Div", [x.value, scale], f"{x.value}.normalized")
+        graph.node("QuantizeLinear", [normalized, one, zero_point], x.codes)
+        if x.unscaled_by:
+            graph.node("Mul", [scale, x.unscaled_by], x.scale)
+
+    def _blocks(self, name: str, x: str, matrices: Sequence[Matrix], bits: int) -> str:
+        rows, columns = self._shape(matrices)
+        block = self._block(name, matrices[0])
+        codes, scales = self._block_weight(name, matrices, bits, block, flat=False)
+        return self._graph.node(
+            "MatMulNBits",
+            [x, codes, scales],
+            f"{name}.output",
+            domain=MICROSOFT,
+            N=rows,
+            K=columns,
+            bits=bits,
+            block_size=block,
+            accuracy_level=4,
+        )
+
+    def _block_weight(
+        self, name: str, matrices: Sequence[Matrix], bits: int, block: int, flat: bool
+    ) -> tuple[str, str]:
+        rows, columns = self._shape(matrices)
+        packed = block * bits // 8
+        shape = [rows, columns // block * packed] if flat else [rows, columns // block, packed]
+        codes = self._graph.matrix(f"{name}.weight", np.uint8, shape)
+        scales = self._graph.matrix(f"{name}.scales", np.float32, [rows, columns // block])
+        for start, piece in self._pieces(matrices):
+            piece_codes, piece_scales = quantize_blocks(piece, bits, block)
+            codes.write_rows(start, piece_codes.reshape(len(piece), -1))
+            scales.write_rows(start, piece_scales)
+        return f"{name}.weight", f"{name}.scales"
+
+    def _block(self, name: str, matrix: Matrix) -> int:
+        columns = self._weights.columns(matrix)
+        block = block_size(columns, self._largest_block)
+        if not block:
+            raise UnsupportedError(f"{name}: {columns} input channels, quantization in blocks needs a multiple of 16")
+        return block
+
+    def _shape(self, matrices: Sequence[Matrix]) -> tuple[int, int]:
+        return sum(self._weights.rows(matrix) for matrix in matrices), self._weights.columns(matrices[0])
+
+    def _pieces(self, matrices: Sequence[Matrix]) -> Iterator[tuple[int, Float32]]:
+        """Yields (first row, float32 [n, k]) until all rows of all matrices were read."""
+        offset = 0
+        for matrix in matrices:
+            rows = self._weights.rows(matrix)
+            step = rows if matrix.outputs else max(1, _CHUNK_ELEMENTS // self._weights.columns(matrix))
+            for start in range(0, rows, step):
+                yield offset + start, self._weights.read(matrix, slice(start, min(start + step, rows)))
+            offset += rows

@@ -1,0 +1,1 @@
+"""Profiles, rotation, and the number formats of quantized weights."""
