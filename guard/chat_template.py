@@ -77,13 +77,12 @@ def _fill_slots(real: str, parts: Sequence[str], contents: Sequence[str]) -> lis
     segments, position = [], 0
     for index, part in enumerate(parts):
         if index % 2 == 0:
-            candidates = [part]
+            chosen, following = part, ""
         else:
-            content = contents[int(part)]
-            candidates = list(dict.fromkeys((content, content.strip())))  # templates either keep or trim content
-        following = parts[index + 1] if index + 1 < len(parts) else ""
-        chosen = next((text for text in candidates if real.startswith(text + following, position)), None)
-        if chosen is None:
+            content, following = contents[int(part)], parts[index + 1]
+            # Templates either keep or trim content.
+            chosen = content if real.startswith(content + following, position) else content.strip()
+        if not real.startswith(chosen + following, position):
             raise UnsupportedError("messages: the model's chat template rewrites message text")
         segments.append(Segment(chosen, trusted=index % 2 == 0))
         position += len(chosen)

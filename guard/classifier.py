@@ -87,7 +87,7 @@ class Classifier:
         cached = yield from self._start(cache, prompt)
         # The continuation "unsafe, ..." is part of the same pass: its logits tell the categories, at a few tokens'
         # cost.
-        question = [*prompt.token_ids[cached:], *answer.before_verdict]
+        question = [*prompt.token_ids[cache.length :], *answer.before_verdict]
         forced = [answer.unsafe, *answer.before_category]
         logits = yield from self._prefill(
             cache, [*question, *forced], [len(question) - 1, len(question) + len(forced) - 1]

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard.classifier import Classifier, ClassifyTask, Mode
+from guard.conversation import Conversation, Message, Role, Target
+from guard.engine.engine import Engine
+from guard.engine.kv_cache import Float32
+from guard.engine.settings import EngineSettings
+from guard.errors import InputTooLongError, ModelOutputError
+from guard.policy import Policy
+from guard.testing import FakeRunner, logits_for
+from guard.verdict import Verdict
+
+from .builders import CATEGORIES, END, FORMAT, SAFE, SEPARATOR, UNSAFE, write_bundle
+
+ROWS = {token: row for row, token in enumerate(FORMAT.answer.head_token_ids())}
+BAD_WORD = "forbidden"
+
+
+def answers(seen: tuple[int, ...]) -> Float32:
+    """A guard that finds the bad word: unsafe, first S2, then S10."""
+    last = seen[-1]
+    bad = bytes(token for token in seen if token < 256)
+    if last == 290:
+        is_unsafe = _spelled(BAD_WORD) in bad
+        return logits_for({SAFE: 0.0, UNSAFE: 3.0 if is_unsafe else -3.0}, ROWS)
+    following = {
+        291: CATEGORIES["S2"],
+        CATEGORIES["S2"]: SEPARATOR,
+        SEPARATOR: CATEGORIES["S10"],
+        CATEGORIES["S10"]: END,
+    }
+    return logits_for({following.get(last, END): 5.0}, ROWS)
+
+
+def _spelled(text: str) -> bytes:
+    # ids of the byte tokenizer are positions in the sorted byte-level alphabet; letters keep their order from "!" on
+    return bytes(ord(letter) - ord("!") for letter in text)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Iterator[Classifier]:
+    yield from started(tmp_path, answers)
+
+
+def started(tmp_path: Path, answer: Callable[[tuple[int, ...]], Float32]) -> Iterator[Classifier]:
+    engine = Engine(EngineSettings(prefill_chunk=16), "test")
+    classifier = Classifier(write_bundle(tmp_path / "bundle", "guard"), FakeRunner(answer, rows=ROWS), engine)
+    yield classifier
+    classifier.close()
+
+
+def task(text: str, mode: Mode = "one_pass", policy: Policy | None = None) -> ClassifyTask:
+    return ClassifyTask(Conversation((Message(Role.USER, text),)), Target.PROMPT, policy or Policy(), mode)
+
+
+def test_unsafe_text_is_unsafe_and_safe_text_is_safe(classifier: Classifier) -> None:
+    unsafe = classifier.classify(task(f"some {BAD_WORD} thing"))
+    safe = classifier.classify(task("some other thing"))
+    assert (unsafe.verdict, safe.verdict) == (Verdict.UNSAFE, Verdict.SAFE)
+    assert unsafe.unsafe_score == pytest.approx(1 / (1 + np.exp(-3)), abs=1e-6)
+    assert [category.code for category in unsafe.categories if category.flagged] == ["S2"]
+
+
+def test_exact_mode_decodes_the_whole_list_and_agrees(classifier: Classifier) -> None:
+    exact = classifier.classify(task(BAD_WORD, "exact"))
+    one_pass = classifier.classify(task(BAD_WORD))
+    assert [category.code for category in exact.categories if category.flagged] == ["S2", "S10"]
+    assert (exact.verdict, exact.unsafe_score) == (one_pass.verdict, one_pass.unsafe_score)
+    assert exact.completion_tokens == 3
+    assert classifier.classify(task("fine", "exact")).verdict is Verdict.SAFE
+
+
+def test_one_pass_reuses_the_prefix_and_decodes_nothing(classifier: Classifier) -> None:
+    first = classifier.classify(task("short"))
+    second = classifier.classify(task("short"))
+    assert (first.cached_tokens, first.completion_tokens) == (0, 0)
+    assert 0 < second.cached_tokens < second.prompt_tokens
+    assert (first.verdict, first.unsafe_score) == (second.verdict, second.unsafe_score)
+
+
+def test_chunks_of_prefill_change_nothing(classifier: Classifier) -> None:
+    long = "x" * 100 + BAD_WORD + "y" * 100
+    assert classifier.classify(task(long)).verdict is Verdict.UNSAFE
+
+
+def test_one_request_never_sees_anothers_text(classifier: Classifier) -> None:
+    """Failure test 22: safe and unsafe requests interleave; no verdict crosses over."""
+    texts = [BAD_WORD if index % 3 == 0 else f"text {index}" for index in range(24)]
+    tickets = [classifier.submit(task(text)) for text in texts]
+    verdicts = [ticket.future.result(10).verdict is Verdict.UNSAFE for ticket in tickets]
+    assert verdicts == [text == BAD_WORD for text in texts]
+
+
+def test_too_long_is_refused_with_the_numbers_before_any_step(classifier: Classifier) -> None:
+    runner = classifier._runner
+    assert isinstance(runner, FakeRunner)
+    with pytest.raises(InputTooLongError, match="the limit is 4096"):
+        classifier.submit(task("x" * 5000))
+    assert runner.steps == 0
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "exact"])
+def test_broken_logits_are_never_safe(tmp_path: Path, mode: Mode) -> None:
+    """Failure test 16."""
+    for classifier in started(tmp_path, lambda seen: np.full(len(ROWS), np.nan, np.float32)):
+        with pytest.raises(ModelOutputError):
+            classifier.classify(task("fine", mode))
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        {290: SEPARATOR},  # neither safe nor unsafe
+        {290: UNSAFE, 291: END},  # unsafe, but no category
+        {290: UNSAFE, 291: CATEGORIES["S1"], CATEGORIES["S1"]: CATEGORIES["S2"]},  # no separator
+        {290: UNSAFE, 291: CATEGORIES["S1"], CATEGORIES["S1"]: SEPARATOR, SEPARATOR: CATEGORIES["S1"]},  # S1,S1,S1,...
+    ],
+)
+def test_garbled_list_is_an_error(tmp_path: Path, following: dict[int, int]) -> None:
+    """Failure test 16: what cannot be read is refused in the exact mode, not guessed."""
+    for classifier in started(tmp_path, lambda seen: logits_for({following.get(seen[-1], END): 5.0}, ROWS)):
+        with pytest.raises(ModelOutputError):
+            classifier.classify(task("fine", "exact"))
