@@ -48,7 +48,16 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand and returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of our output left; nobody is there to be told
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -76,8 +85,8 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         module = importlib.import_module(command.module)
     except ModuleNotFoundError as error:
-        if command.extra is None:
-            raise
+        if (error.name or "guard").partition(".")[0] in ("guard", "export", "server"):
+            raise  # one of ours is broken; not a missing extra
         install = f"pip install 'guardlet[{command.extra}]'"
         print(f"guard {name}: needs the Python package {error.name}; {install}", file=sys.stderr)
         return EXIT_FAILED
@@ -85,17 +94,14 @@ def _run(name: str, arguments: list[str]) -> int:
         prog=f"guard {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.configure(parser)
-    parser.add_argument("--json", action="store_true", help="write one JSON object to stdout (errors: to stderr)")
     args = parser.parse_args(arguments)
     try:
         status: int = module.run(args)
-        sys.stdout.flush()
         return status
     except GuardError as error:
         return _fail(name, args, error)
-    except BrokenPipeError:  # the reader of our output left; nobody is there to be told
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except BrokenPipeError:
+        raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(name, args, GuardError(f"{where}{error.strerror or type(error).__name__}"))
@@ -106,8 +112,9 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def _fail(name: str, args: argparse.Namespace, error: GuardError) -> int:
     message = " ".join(str(error).split())
+    as_json = getattr(args, "json", False)
     print(
-        json.dumps({"error": _error_json(error, message)}) if args.json else f"guard {name}: {message}", file=sys.stderr
+        json.dumps({"error": _error_json(error, message)}) if as_json else f"guard {name}: {message}", file=sys.stderr
     )
     return EXIT_FAILED
 

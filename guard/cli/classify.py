@@ -10,7 +10,7 @@ from pathlib import Path
 
 from guard.cli.connection import add_connection_options, connect
 from guard.cli.messages import read_context, read_text
-from guard.cli.output import milliseconds, to_json
+from guard.cli.output import add_json_option, milliseconds, to_json
 from guard.client import Classification
 from guard.conversation import Message, Role
 from guard.policy import Policy
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="let the model write all categories out; slower")
     parser.add_argument("--model", default="", metavar="NAME", help="which guard model, when the server has several")
     add_connection_options(parser, timeout_s=60)
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

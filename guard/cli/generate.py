@@ -7,7 +7,7 @@ from pathlib import Path
 
 from guard.cli.connection import add_connection_options, connect
 from guard.cli.messages import read_context, read_text
-from guard.cli.output import to_json
+from guard.cli.output import add_json_option, to_json
 from guard.client import GenerationOptions
 from guard.conversation import Message, Role
 
@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     parser.add_argument("--model", default="", metavar="NAME", help="which instruct model, when the server has several")
     add_connection_options(parser, timeout_s=300)
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

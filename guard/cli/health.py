@@ -9,12 +9,14 @@ import argparse
 import json
 
 from guard.cli.connection import add_connection_options, connect
+from guard.cli.output import add_json_option
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("--service", default="", metavar="NAME", help="one gRPC service; empty is the whole server")
     add_connection_options(parser, timeout_s=5)
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

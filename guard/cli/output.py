@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """``--json``: one object on stdout; an error is one object on stderr."""
+    parser.add_argument("--json", action="store_true", help="write one JSON object to stdout (errors: to stderr)")
 
 
 def to_json(result: Any) -> str:

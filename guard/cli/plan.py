@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from guard.bundle.manifest import MANIFEST_FILE, Manifest
-from guard.cli.output import megabytes
+from guard.cli.output import add_json_option, megabytes
 from guard.errors import InvalidInputError
 
 
@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="tokens in flight over all requests (the model's context)"
     )
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

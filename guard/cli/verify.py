@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 from guard.bundle import open_bundle
-from guard.cli.output import megabytes
+from guard.cli.output import add_json_option, megabytes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     parser.add_argument("bundle", type=Path, metavar="DIR", help="an exported bundle")
+    add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

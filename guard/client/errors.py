@@ -60,7 +60,8 @@ class GuardClientError(GuardError):
         self.request_id = request_id
 
     def __str__(self) -> str:
-        text = f"{self.code.name} ({self.reason}): {self.message}"
+        code = self.code.name if self.reason == self.code.name else f"{self.code.name} ({self.reason})"
+        text = f"{code}: {self.message}"
         said = [violation for violation in self.field_violations if violation.description not in self.message]
         text += "".join(f"; {violation.field}: {violation.description}" for violation in said)
         return text if self.retry_after_s is None else f"{text}; retry after {self.retry_after_s:g} s"

@@ -1,0 +1,81 @@
+"""Turn a checkpoint into a verified, quantized ONNX bundle.
+
+SOURCE is a Hugging Face checkpoint directory, a GGUF file, or a hub id such as meta-llama/Llama-Guard-3-1B (gated: it
+needs an accepted licence and a token). The bundle is complete or absent: it is written beside DIR and renamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from export.pipeline import ExportRequest, export_model
+from export.progress import ProgressLines
+from guard.bundle.manifest import Manifest
+from guard.cli.output import add_json_option, megabytes
+
+QUANTIZATIONS = ("int8", "int4", "none")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, .gguf file, or hub id")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle")
+    parser.add_argument("--task", choices=("guard", "instruct"), default="guard", help="what it does (%(default)s)")
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="int8", help="how weights are stored (%(default)s)"
+    )
+    parser.add_argument("--adapter", type=Path, metavar="PATH", help="merge a LoRA adapter or a guard head")
+    parser.add_argument(
+        "--exporter",
+        choices=("direct", "optimum"),
+        default="direct",
+        help="optimum needs the reference extra (%(default)s)",
+    )
+    parser.add_argument(
+        "--name", metavar="NAME", help="the model's name on a server (the source's, and the quantization)"
+    )
+    parser.add_argument(
+        "--max-kl", type=float, metavar="NATS", help="refuse a larger distance from the float32 reference"
+    )
+    parser.add_argument("--no-parity", action="store_true", help="do not compare with the float32 reference")
+    parser.add_argument("--overwrite", action="store_true", help="replace the bundle at DIR")
+    add_json_option(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports, with progress on stderr."""
+    request = ExportRequest(
+        source=args.source,
+        out=args.out,
+        task=args.task,
+        quantization=args.quantization,
+        adapter=args.adapter,
+        exporter=args.exporter,
+        name=args.name,
+        overwrite=args.overwrite,
+        parity=not args.no_parity,
+        max_kl=args.max_kl,
+    )
+    if args.json:
+        manifest = export_model(request)
+        print(json.dumps({"directory": str(args.out), "manifest": json.loads(manifest.to_json())}))
+        return 0
+    with ProgressLines(sys.stderr) as progress:
+        manifest = export_model(request, progress.show)
+    print(_describe(args.out, manifest))
+    return 0
+
+
+def _describe(out: Path, manifest: Manifest) -> str:
+    size = megabytes(sum(record.bytes for record in manifest.files.values()))
+    lines = [f"{out}: {manifest.name}, {manifest.task}, {manifest.quantization.name}, {size}"]
+    if manifest.parity is not None:
+        parity = manifest.parity
+        lines.append(
+            f"  against {parity.reference} at {parity.positions} positions: mean KL {parity.mean_kl:.2g} nats,"
+            f" top-1 agreement {parity.top1_agreement:.1%}, max logit difference {parity.max_abs_logit_difference:.2g}"
+        )
+    return "\n".join(lines)
