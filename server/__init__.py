@@ -1,0 +1,1 @@
+"""The gRPC server: ``app`` wires it, ``status`` maps its errors, ``convert`` is the border between proto and domain."""

@@ -1,0 +1,1 @@
+"""What happens around every call, from the outside in: access_log, decode, errors, deadline, admission."""

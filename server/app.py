@@ -1,0 +1,169 @@
+"""The only wiring: settings in, a running server out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from guard.errors import GuardError
+from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
+from server import log
+from server.drain import StopRequest, drain
+from server.errors import SettingsError
+from server.generation import GenerationService
+from server.health import SERVICE as HEALTH
+from server.health import Health
+from server.interceptors.access_log import AccessLogInterceptor
+from server.interceptors.admission import AdmissionInterceptor
+from server.interceptors.deadline import DeadlineInterceptor
+from server.interceptors.decode import DecodeInterceptor
+from server.interceptors.errors import ErrorInterceptor
+from server.limits import Gate, Limits
+from server.models import ModelService
+from server.moderation import ModerationService
+from server.registry import Loader, Registry, load_model
+from server.settings import Settings
+
+MODERATION = moderation_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
+GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+#: Threads that tokenize and render prompts; the tokenizer releases the interpreter lock.
+_SUBMIT_THREADS = 2
+_ENGINE_CHECK_S = 0.25
+
+
+class App:
+    """One server and its parts. ``start``, then ``load``; ``stop`` ends it."""
+
+    def __init__(self, settings: Settings, loader: Loader = load_model) -> None:
+        self.settings = settings
+        self.registry = Registry(settings.engine, loader)
+        self.registry.on_change = self._update_health
+        self.health = Health(["", MODERATION, GENERATION, MODELS])
+        self.gates = {
+            service: Gate(Limits(settings.max_requests, settings.max_queued_bytes))
+            for service in (MODERATION, GENERATION)
+        }
+        self.address = settings.address
+        self._executor = ThreadPoolExecutor(_SUBMIT_THREADS, thread_name_prefix="submit")
+        self._loaded = False
+        self._server = self._build()
+
+    async def start(self) -> None:
+        """Listen. Health answers from now on; the models come with ``load``. Raises SettingsError."""
+        try:
+            port = self._server.add_insecure_port(self.address)
+        except RuntimeError:
+            problem = "cannot listen there: it is in use, or not an address of this machine"
+            raise SettingsError("address", problem) from None
+        if not self.address.startswith("unix"):
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        await self._server.start()
+        log.event(logging.INFO, "listening", address=self.address)
+
+    async def load(self) -> None:
+        """Load the models of the settings, then serve. Raises BundleError and what else loading raises."""
+        loads = []
+        if self.settings.guard is not None:
+            loads.append(self.registry.load(self.settings.guard, "guard"))
+        if self.settings.instruct is not None:
+            loads.append(self.registry.load(self.settings.instruct, "instruct"))
+        await asyncio.gather(*loads)
+        self._loaded = True
+        self._update_health()
+        log.event(logging.INFO, "ready", address=self.address, models=[entry.name for entry in self.registry.entries()])
+
+    async def engine_death(self) -> str:
+        """Wait until an engine dies; returns the name of its model."""
+        while True:
+            dead = self.registry.check_engines()
+            if dead:
+                return dead[0].name
+            await asyncio.sleep(_ENGINE_CHECK_S)
+
+    async def stop(self, request: StopRequest) -> None:
+        """Drain and free everything."""
+        await drain(self._server, self.health, request, self.settings.drain_delay_s, self.settings.grace_s)
+        await self.registry.close()
+        self._executor.shutdown()
+        log.event(logging.INFO, "stopped")
+
+    def _build(self) -> grpc.aio.Server:
+        settings = self.settings
+        server = grpc.aio.server(
+            interceptors=[
+                AccessLogInterceptor(settings.access_log),
+                DecodeInterceptor(),
+                ErrorInterceptor(),
+                DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
+                AdmissionInterceptor(self.gates),
+            ],
+            options=_channel_options(settings),
+        )
+        moderation = ModerationService(self.registry, self._executor)
+        moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
+        generation = GenerationService(self.registry, self._executor, settings)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(services, server)
+        return server
+
+    def _update_health(self) -> None:
+        self.health.set(MODERATION, self.registry.serves("guard"))
+        self.health.set(GENERATION, self.registry.serves("instruct"))
+        self.health.set(MODELS, True)
+        self.health.set("", self._loaded and self.registry.settled)
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine died."""
+    stop = StopRequest()
+    stop.install()
+    app = App(settings)
+    await app.start()
+    loading = asyncio.create_task(app.load())
+    stopping = asyncio.create_task(stop.wait())
+    dying = asyncio.create_task(app.engine_death())
+    status = 0
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and (error := loading.exception()) is not None:
+        message = str(error) if isinstance(error, GuardError) else "internal error"
+        log.event(logging.ERROR, "load_failed", error=error, message=message)
+        status = 1
+        stop.ask(patient=False)
+    await asyncio.wait({dying, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if dying.done():
+        log.event(logging.ERROR, "engine_died", model=dying.result())
+        status = 1
+        stop.ask(patient=False)
+    dying.cancel()
+    await app.stop(stop)
+    if not loading.done():
+        await asyncio.wait({loading})
+    return status
+
+
+def run(settings: Settings) -> int:
+    """``serve`` in a process of its own, with logs as JSON lines on standard error."""
+    log.configure()
+    return asyncio.run(serve(settings))
+
+
+def _channel_options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),  # after decompression
+        ("grpc.max_metadata_size", 8 << 10),
+        ("grpc.absolute_max_metadata_size", 16 << 10),
+        ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it in silence
+        # A caller whose machine vanished is noticed, and its compute stopped, within a minute and a half.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]

@@ -1,0 +1,41 @@
+"""What the server knows about the call it is working on: made by the outermost interceptor, read further in."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call. ``started`` and ``deadline`` are time.monotonic() seconds."""
+
+    method: str
+    request_id: str
+    started: float
+    deadline: float | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the call arrived."""
+        return time.monotonic() - self.started
+
+
+current: ContextVar[Call] = ContextVar("call")
+
+
+def is_request_id(text: str) -> bool:
+    """Whether ``text`` may be a caller's request id: it is echoed and logged, so it is no free text."""
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def request_id_of(request: Any) -> str:
+    """The caller's request id, or a new one. A malformed one is not taken; ``server.convert`` refuses it later."""
+    given = getattr(request, "request_id", "")
+    return given if isinstance(given, str) and is_request_id(given) else uuid.uuid4().hex

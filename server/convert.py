@@ -1,0 +1,240 @@
+"""The border between the wire format (guard.v1) and the domain (guard): nothing else translates.
+
+Towards the domain everything is checked: what is not valid raises InvalidInputError with the path of the field in the
+request. Enum numbers that this version does not know are refused, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import cast
+
+from guard.classifier import ClassifyTask, Mode
+from guard.conversation import Conversation, Message, Role, Target
+from guard.engine.sampler import SamplingParams
+from guard.errors import InvalidInputError
+from guard.generator import FinishReason, GenerateTask, Generation
+from guard.policy import CustomCategory, Policy
+from guard.v1 import generation_pb2, model_pb2, moderation_pb2
+from guard.verdict import Judgement, Verdict
+from server.call import is_request_id
+from server.errors import UnsupportedFieldError
+from server.registry import Entry, State
+from server.status import duration
+
+GenerateRequest = generation_pb2.GenerateRequest | generation_pb2.StreamGenerateRequest
+
+_ROLES = {
+    moderation_pb2.ROLE_USER: Role.USER,
+    moderation_pb2.ROLE_ASSISTANT: Role.ASSISTANT,
+    moderation_pb2.ROLE_SYSTEM: Role.SYSTEM,
+    moderation_pb2.ROLE_TOOL: Role.TOOL,
+}
+_TARGETS = {moderation_pb2.TARGET_PROMPT: Target.PROMPT, moderation_pb2.TARGET_RESPONSE: Target.RESPONSE}
+_MODES: dict[int, Mode] = {
+    moderation_pb2.CLASSIFICATION_MODE_UNSPECIFIED: "one_pass",
+    moderation_pb2.CLASSIFICATION_MODE_ONE_PASS: "one_pass",
+    moderation_pb2.CLASSIFICATION_MODE_EXACT: "exact",
+}
+_TARGET_NUMBERS = {Target.PROMPT: moderation_pb2.TARGET_PROMPT, Target.RESPONSE: moderation_pb2.TARGET_RESPONSE}
+_MODE_NUMBERS: dict[Mode, moderation_pb2.ClassificationMode] = {
+    "one_pass": moderation_pb2.CLASSIFICATION_MODE_ONE_PASS,
+    "exact": moderation_pb2.CLASSIFICATION_MODE_EXACT,
+}
+_VERDICTS = {Verdict.SAFE: moderation_pb2.VERDICT_SAFE, Verdict.UNSAFE: moderation_pb2.VERDICT_UNSAFE}
+_FINISH_REASONS = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
+}
+_TASKS = {"guard": model_pb2.MODEL_TASK_GUARD, "instruct": model_pb2.MODEL_TASK_INSTRUCT}
+_STATES = {
+    State.READY: model_pb2.MODEL_STATE_READY,
+    State.FAILED: model_pb2.MODEL_STATE_FAILED,
+    State.UNLOADING: model_pb2.MODEL_STATE_UNLOADING,
+}
+#: Category codes become part of error messages, so only what can be a code gets as far as the domain.
+_CODE = re.compile(r"S[1-9][0-9]?")
+_DEFAULT_THRESHOLD = Policy().threshold
+#: Fields of GenerateRequest whose feature does not exist yet.
+_UNSUPPORTED = ("tools", "tool_choice", "response_format", "moderation")
+
+
+def check_request_id(request_id: str) -> None:
+    """Raises InvalidInputError when a caller's id is not one; empty is fine."""
+    if request_id and not is_request_id(request_id):
+        raise InvalidInputError("request_id", "expected at most 128 characters out of A-Z, a-z, 0-9 and ._:-")
+
+
+def classify_task(request: moderation_pb2.ClassifyRequest) -> ClassifyTask:
+    """The task of one ClassifyRequest; raises InvalidInputError or UnsupportedFieldError naming the field."""
+    check_request_id(request.request_id)
+    conversation = _conversation(request.messages)
+    mode = _MODES.get(request.mode)
+    if mode is None:
+        raise InvalidInputError("mode", f"unknown number {request.mode}")
+    return ClassifyTask(conversation, _target(request.target, conversation), _policy(request.policy), mode)
+
+
+def classify_response(
+    judgement: Judgement, task: ClassifyTask, model: str, request_id: str, total_s: float
+) -> moderation_pb2.ClassifyResponse:
+    """The response for a judgement; ``total_s`` in seconds since the request arrived."""
+    return moderation_pb2.ClassifyResponse(
+        request_id=request_id,
+        verdict=_VERDICTS[judgement.verdict],
+        unsafe_score=judgement.unsafe_score,
+        categories=[
+            moderation_pb2.CategoryScore(code=found.code, name=found.name, score=found.score, flagged=found.flagged)
+            for found in judgement.categories
+        ],
+        model=model,
+        usage=_usage(judgement),
+        timings=moderation_pb2.Timings(
+            queue=duration(judgement.queue_s), model=duration(judgement.model_s), total=duration(total_s)
+        ),
+        target=_TARGET_NUMBERS[task.target],
+        mode=_MODE_NUMBERS[judgement.mode],
+        signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER] if judgement.forged_delimiters else [],
+    )
+
+
+def generate_task(
+    request: GenerateRequest, defaults: SamplingParams, default_max_tokens: int, max_tokens: int
+) -> GenerateTask:
+    """The task of a GenerateRequest or StreamGenerateRequest; raises InvalidInputError or UnsupportedFieldError."""
+    check_request_id(request.request_id)
+    set_fields = {field.name for field, _ in request.ListFields()}
+    for name in _UNSUPPORTED:
+        if name in set_fields:
+            raise UnsupportedFieldError(name, "this server does not offer it yet")
+    wanted = request.max_tokens if request.HasField("max_tokens") else default_max_tokens
+    if not 1 <= wanted <= max_tokens:
+        raise InvalidInputError("max_tokens", f"expected 1 to {max_tokens}")
+    return GenerateTask(
+        conversation=_conversation(request.messages),
+        max_tokens=wanted,
+        sampling=SamplingParams(
+            temperature=request.temperature if request.HasField("temperature") else defaults.temperature,
+            top_p=request.top_p if request.HasField("top_p") else defaults.top_p,
+            top_k=request.top_k if request.HasField("top_k") else defaults.top_k,
+            seed=request.seed if request.HasField("seed") else None,
+        ),
+        stop=tuple(request.stop),
+    )
+
+
+def generate_response(
+    generation: Generation, model: str, request_id: str, first_token_s: float, total_s: float
+) -> generation_pb2.GenerateResponse:
+    """The response for a finished text; times in seconds since the request arrived."""
+    return generation_pb2.GenerateResponse(
+        request_id=request_id,
+        model=model,
+        text=generation.text,
+        finish_reason=_FINISH_REASONS[generation.finish_reason],
+        usage=_usage(generation),
+        timings=_generation_timings(generation, first_token_s, total_s),
+    )
+
+
+def last_stream_response(
+    generation: Generation, first_token_s: float, total_s: float
+) -> generation_pb2.StreamGenerateResponse:
+    """The last response of a stream."""
+    return generation_pb2.StreamGenerateResponse(
+        finish_reason=_FINISH_REASONS[generation.finish_reason],
+        usage=_usage(generation),
+        timings=_generation_timings(generation, first_token_s, total_s),
+    )
+
+
+def model(entry: Entry) -> model_pb2.Model:
+    """What ModelService shows of a model."""
+    manifest = entry.manifest
+    shown = model_pb2.Model(
+        name=entry.name,
+        task=_TASKS[entry.task],
+        state=_STATES[entry.state],
+        architecture=manifest.shape.architecture,
+        quantization=manifest.quantization.name,
+        max_context_tokens=manifest.shape.max_positions,
+        source=model_pb2.ModelSource(
+            kind=manifest.source.kind, name=manifest.source.name, revision=manifest.source.revision or ""
+        ),
+        manifest_sha256=entry.model.bundle.digest,
+        kv_bytes_per_token=manifest.shape.kv_bytes_per_token,
+    )
+    if manifest.guard is not None:
+        shown.supports_custom_categories = manifest.guard.reads_custom_categories
+        for code, name in manifest.guard.categories.items():
+            shown.categories.add(code=code, name=name)
+    if manifest.parity is not None:
+        parity = manifest.parity
+        shown.parity.reference = parity.reference
+        shown.parity.positions = parity.positions
+        shown.parity.max_abs_logit_difference = parity.max_abs_logit_difference
+        shown.parity.mean_kl = parity.mean_kl
+        shown.parity.top1_agreement = parity.top1_agreement
+    return shown
+
+
+def _conversation(messages: Iterable[moderation_pb2.Message]) -> Conversation:
+    return Conversation(tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)))
+
+
+def _message(message: moderation_pb2.Message, where: str) -> Message:
+    for name in ("tool_calls", "tool_call_id"):
+        if getattr(message, name):
+            raise UnsupportedFieldError(f"{where}.{name}", "this server does not offer tools yet")
+    role = _ROLES.get(message.role)
+    if role is None:
+        problem = f"unknown number {message.role}" if message.role else "is required"
+        raise InvalidInputError(f"{where}.role", problem)
+    return Message(role, message.content)
+
+
+def _target(number: int, conversation: Conversation) -> Target:
+    """The target asked for, or by the role of the last message. That the two agree is the domain's check."""
+    if number != moderation_pb2.TARGET_UNSPECIFIED:
+        target = _TARGETS.get(cast(moderation_pb2.Target, number))
+        if target is None:
+            raise InvalidInputError("target", f"unknown number {number}")
+        return target
+    return Target.RESPONSE if conversation.messages[-1].role is Role.ASSISTANT else Target.PROMPT
+
+
+def _policy(policy: moderation_pb2.Policy) -> Policy:
+    for name in ("category_thresholds", "excluded_categories"):
+        if not all(map(_CODE.fullmatch, getattr(policy, name))):
+            raise InvalidInputError(f"policy.{name}", "expected category codes, S1 to S99")
+    return Policy(
+        threshold=policy.threshold if policy.HasField("threshold") else _DEFAULT_THRESHOLD,
+        category_thresholds=dict(policy.category_thresholds),
+        excluded_categories=frozenset(policy.excluded_categories),
+        custom_categories=tuple(_custom_category(*item) for item in enumerate(policy.custom_categories)),
+    )
+
+
+def _custom_category(index: int, category: moderation_pb2.CustomCategory) -> CustomCategory:
+    try:
+        return CustomCategory(category.code, category.name, category.description)
+    except InvalidInputError as error:
+        name = error.field.rpartition(".")[2]
+        raise InvalidInputError(f"policy.custom_categories[{index}].{name}", error.problem) from None
+
+
+def _usage(done: Judgement | Generation) -> moderation_pb2.Usage:
+    return moderation_pb2.Usage(
+        prompt_tokens=done.prompt_tokens, cached_tokens=done.cached_tokens, completion_tokens=done.completion_tokens
+    )
+
+
+def _generation_timings(generation: Generation, first_token_s: float, total_s: float) -> moderation_pb2.Timings:
+    return moderation_pb2.Timings(
+        queue=duration(generation.queue_s),
+        model=duration(generation.model_s),
+        first_token=duration(first_token_s),
+        total=duration(total_s),
+    )

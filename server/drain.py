@@ -1,0 +1,72 @@
+"""Stopping without dropping anybody: NOT_SERVING, keep accepting for a while, finish what is in flight, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+import grpc.aio
+
+from server import log
+from server.health import Health
+
+
+class StopRequest:
+    """Set by SIGTERM (an orchestrator: with the drain delay) or SIGINT (a person: without). A second one hurries."""
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._hurried = asyncio.Event()
+        self._patient = True
+
+    def install(self) -> None:
+        """Handle the signals of this process; main thread only."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.ask)
+        loop.add_signal_handler(signal.SIGINT, self.ask, False)
+
+    def ask(self, patient: bool = True) -> None:
+        """Ask for a stop; the second time, to hurry."""
+        if self._asked.is_set():
+            self._hurried.set()
+        self._patient = patient
+        self._asked.set()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a stop was asked for."""
+        return self._asked.is_set()
+
+    async def wait(self) -> None:
+        """Until a stop is asked for."""
+        await self._asked.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """The drain delay: until ``seconds`` have passed, or somebody is in a hurry."""
+        if not self._patient:
+            return
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
+        except TimeoutError:
+            pass
+
+    async def wait_hurried(self) -> None:
+        """Until somebody is in a hurry."""
+        await self._hurried.wait()
+
+
+async def drain(server: grpc.aio.Server, health: Health, stop: StopRequest, delay_s: float, grace_s: float) -> None:
+    """Stop ``server``. Calls in flight have ``grace_s`` seconds to finish, none when somebody is in a hurry."""
+    health.shut_down()
+    log.event(logging.INFO, "draining", delay_s=delay_s, grace_s=grace_s)
+    await stop.pause(delay_s)
+    health.end_watches()
+    stopping = asyncio.create_task(server.stop(grace_s))
+    hurried = asyncio.create_task(stop.wait_hurried())
+    await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if hurried.done():
+        await server.stop(0)
+    hurried.cancel()
+    await stopping

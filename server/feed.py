@@ -1,0 +1,79 @@
+"""The text of one generation on its way from the engine's thread to a reader who may be slow."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from guard.generator import Delta
+from server.errors import SlowReaderError
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that is ready to send and the number of tokens it stands for."""
+
+    text: str
+    tokens: int
+
+
+class Feed:
+    """Holds at most ``max_tokens`` tokens that the reader has not taken. The engine's thread is never made to wait.
+
+    ``push`` and ``finish`` may be called on any thread, the rest on the loop's only.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._max_tokens = max_tokens
+        self._waiting: deque[Piece] = deque()
+        self._tokens = 0  # of the waiting pieces
+        self._seen = 0  # tokens of the whole text so far
+        self._changed = asyncio.Event()
+        self._finished = False
+        #: Called when the reader is too far behind: more text would be of no use.
+        self.stop: Callable[[], None] = lambda: None
+
+    def push(self, delta: Delta) -> None:
+        """Hand over a piece of text."""
+        self._call(lambda: self._append(delta))
+
+    def finish(self) -> None:
+        """No more text will come."""
+        self._call(self._finish)
+
+    async def take(self) -> Piece | None:
+        """All text that waits, as one piece; None at the end.
+
+        Raises SlowReaderError when more waits than may: the reader is too far behind.
+        """
+        while not self._waiting and not self._finished:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._tokens > self._max_tokens:
+            raise SlowReaderError(f"{self._tokens} tokens wait to be read, the limit is {self._max_tokens}")
+        if not self._waiting:
+            return None
+        piece = Piece("".join(piece.text for piece in self._waiting), self._tokens)
+        self._waiting.clear()
+        self._tokens = 0
+        return piece
+
+    def _append(self, delta: Delta) -> None:
+        tokens = delta.completion_tokens - self._seen
+        self._seen = delta.completion_tokens
+        self._tokens += tokens
+        self._waiting.append(Piece(delta.text, tokens))
+        self._changed.set()
+        if self._tokens > self._max_tokens:
+            self.stop()
+
+    def _finish(self) -> None:
+        self._finished = True
+        self._changed.set()
+
+    def _call(self, step: Callable[[], None]) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(step)

@@ -1,0 +1,93 @@
+"""GenerationService: writing text."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import Any
+
+import grpc.aio
+
+from guard.engine.engine import Ticket
+from guard.engine.sampler import SamplingParams
+from guard.generator import Generation
+from guard.v1 import generation_pb2, generation_pb2_grpc
+from server import call, convert, tickets
+from server.errors import SlowReaderError
+from server.feed import Feed
+from server.registry import Registry
+from server.settings import Settings
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
+    """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
+
+    def __init__(self, registry: Registry, executor: Executor, settings: Settings) -> None:
+        self._registry = registry
+        self._executor = executor
+        self._settings = settings
+
+    async def Generate(  # noqa: N802 - gRPC's name
+        self, request: generation_pb2.GenerateRequest, context: _Context
+    ) -> generation_pb2.GenerateResponse:
+        """The whole text at once."""
+        this = call.current.get()
+        name, ticket = await self._submit(request, None)
+        generation = await tickets.result(ticket)
+        first_token_s = _first_token_s(generation, ticket, this.started)
+        return convert.generate_response(generation, name, this.request_id, first_token_s, this.elapsed_s)
+
+    async def StreamGenerate(  # noqa: N802
+        self, request: generation_pb2.StreamGenerateRequest, context: _Context
+    ) -> None:
+        """The text while it is being written: ids first, then text, then how it ended."""
+        this = call.current.get()
+        feed = Feed(self._settings.max_unsent_tokens)
+        name, ticket = await self._submit(request, feed)
+        try:
+            await self._write(context, generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name))
+            while (piece := await feed.take()) is not None:
+                part = generation_pb2.StreamGenerateResponse(text=piece.text, token_count=piece.tokens)
+                await self._write(context, part)
+            generation = await tickets.result(ticket)
+            first_token_s = _first_token_s(generation, ticket, this.started)
+            await self._write(context, convert.last_stream_response(generation, first_token_s, this.elapsed_s))
+        finally:
+            ticket.cancel()
+
+    async def _submit(self, request: convert.GenerateRequest, feed: Feed | None) -> tuple[str, Ticket[Generation]]:
+        """Submit the request, its text going to ``feed``; returns the model's name and the ticket."""
+        entry, generator = self._registry.instruct(request.model)
+        settings, defaults = self._settings, entry.manifest.generation
+        context_tokens = entry.manifest.shape.max_positions
+        task = convert.generate_task(
+            request,
+            SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k) if defaults else SamplingParams(),
+            default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),
+            max_tokens=settings.max_tokens,
+        )
+        deadline = call.current.get().deadline
+
+        def submission() -> Ticket[Generation]:
+            return generator.submit(task, feed.push if feed else lambda delta: None, deadline)
+
+        ticket = await tickets.submit(self._executor, submission)
+        if feed is not None:
+            feed.stop = ticket.cancel
+            ticket.future.add_done_callback(lambda _: feed.finish())
+        return entry.name, ticket
+
+    async def _write(self, context: _Context, response: generation_pb2.StreamGenerateResponse) -> None:
+        """Send a response; raises SlowReaderError when the reader takes nothing for too long."""
+        try:
+            async with asyncio.timeout(self._settings.stream_idle_s):
+                await context.write(response)
+        except TimeoutError:
+            raise SlowReaderError(f"nothing was read for {self._settings.stream_idle_s:g} s") from None
+
+
+def _first_token_s(generation: Generation, ticket: Ticket[Generation], started: float) -> float:
+    """Seconds from the call's arrival (``started``) to its first token; the engine counts from submission."""
+    return ticket.submitted - started + generation.first_token_s

@@ -1,0 +1,51 @@
+"""Outermost: name the call, and write one line about it when it ends. The line has no text of the request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+
+from server import call, log
+from server.interceptors.around import Around, Context
+
+
+class AccessLogInterceptor(Around):
+    """Sets ``server.call.current``. Each line: method, code, request id, milliseconds, bytes of the request."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+
+    @asynccontextmanager
+    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+        """Around the whole call, its decoding excepted."""
+        this = call.Call(method, call.request_id_of(request), time.monotonic())
+        call.current.set(this)
+        cancelled = False
+        try:
+            yield
+        except asyncio.CancelledError:
+            cancelled = True
+            raise
+        finally:
+            if self._enabled:
+                log.event(
+                    logging.INFO,
+                    "call",
+                    method=method,
+                    code="CANCELLED" if cancelled else _code(context),
+                    request_id=this.request_id,
+                    ms=round(this.elapsed_s * 1000, 1),
+                    bytes=request.ByteSize() if hasattr(request, "ByteSize") else 0,
+                )
+
+
+def _code(context: Context) -> str:
+    """The name of the status code so far; gRPC has 0 for "nothing went wrong"."""
+    code: Any = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "OK"

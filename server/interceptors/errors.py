@@ -1,0 +1,32 @@
+"""Whatever a handler raises leaves as a status from ``server.status``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+
+from guard.errors import GuardError
+from server import call, log, status
+from server.interceptors.around import Around, Context
+
+
+class ErrorInterceptor(Around):
+    """Unknown errors are logged by type and place, never with their text."""
+
+    @asynccontextmanager
+    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+        """Around the handler and the interceptors that may refuse a call."""
+        request_id = call.current.get().request_id
+        try:
+            yield
+        except grpc.aio.AbortError:
+            raise
+        except GuardError as error:
+            await status.abort(context, status.failure(error, request_id))
+        except Exception as error:  # noqa: BLE001 - the last place that can keep an error's text inside
+            log.event(logging.ERROR, "internal_error", error=error, method=method, request_id=request_id)
+            await status.abort(context, status.failure(error, request_id))

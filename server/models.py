@@ -1,0 +1,89 @@
+"""ModelService: which models there are; loading and unloading where the operator allows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from guard.bundle.manifest import MANIFEST_FILE, Manifest
+from guard.errors import BundleError, InvalidInputError
+from guard.v1 import model_pb2, model_pb2_grpc
+from server import convert
+from server.errors import AdminDisabledError
+from server.registry import Registry
+from server.settings import Settings
+
+MAX_PAGE_SIZE = 1000
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModelService(model_pb2_grpc.ModelServiceServicer):
+    """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+
+    async def ListModels(  # noqa: N802 - gRPC's name
+        self, request: model_pb2.ListModelsRequest, context: _Context
+    ) -> model_pb2.ListModelsResponse:
+        """The models in the order of their names; a page token is the last name of the page before."""
+        if not 0 <= request.page_size <= MAX_PAGE_SIZE:
+            raise InvalidInputError("page_size", f"expected 0 to {MAX_PAGE_SIZE}")
+        left = [entry for entry in self._registry.entries() if entry.name > request.page_token]
+        page = left[: request.page_size or MAX_PAGE_SIZE]
+        return model_pb2.ListModelsResponse(
+            models=[convert.model(entry) for entry in page],
+            next_page_token=page[-1].name if len(page) < len(left) else "",
+        )
+
+    async def GetModel(  # noqa: N802
+        self, request: model_pb2.GetModelRequest, context: _Context
+    ) -> model_pb2.GetModelResponse:
+        """One model."""
+        if not request.name:
+            raise InvalidInputError("name", "is required")
+        return model_pb2.GetModelResponse(model=convert.model(self._registry.entry(request.name)))
+
+    async def LoadModel(  # noqa: N802
+        self, request: model_pb2.LoadModelRequest, context: _Context
+    ) -> model_pb2.LoadModelResponse:
+        """Admin: load a bundle below the model directory."""
+        directory = self._bundle_directory(request.bundle)
+        entry = await self._registry.load(directory, _manifest(directory).task)
+        return model_pb2.LoadModelResponse(model=convert.model(entry))
+
+    async def UnloadModel(  # noqa: N802
+        self, request: model_pb2.UnloadModelRequest, context: _Context
+    ) -> model_pb2.UnloadModelResponse:
+        """Admin: unload a model after its requests."""
+        self._check_admin()
+        if not request.name:
+            raise InvalidInputError("name", "is required")
+        await self._registry.unload(request.name)
+        return model_pb2.UnloadModelResponse()
+
+    def _check_admin(self) -> None:
+        if not self._settings.admin:
+            raise AdminDisabledError("the server was started without the admin calls")
+
+    def _bundle_directory(self, bundle: str) -> Path:
+        """The directory asked for, which must exist and lie below the model directory, links followed."""
+        self._check_admin()
+        if self._settings.model_directory is None or not bundle or "\0" in bundle:
+            raise InvalidInputError("bundle", "expected a path relative to the server's model directory")
+        root = self._settings.model_directory.resolve()
+        directory = (root / bundle).resolve()
+        if root not in directory.parents or not directory.is_dir():
+            raise InvalidInputError("bundle", "is no directory below the server's model directory")
+        return directory
+
+
+def _manifest(directory: Path) -> Manifest:
+    """The manifest, to learn the task; the loader verifies the bundle before it uses any of it."""
+    try:
+        return Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{MANIFEST_FILE}: cannot be read") from error

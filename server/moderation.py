@@ -1,0 +1,82 @@
+"""ModerationService: judging conversations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import grpc.aio
+
+from guard.errors import GuardError, InvalidInputError, UnsupportedError
+from guard.v1 import moderation_pb2, moderation_pb2_grpc
+from server import call, convert, status, tickets
+from server.call import Call
+from server.registry import Registry
+
+MAX_BATCH = 256
+#: Items of one batch in the engine at a time: enough to keep it busy, few enough to leave room in its queue for others.
+_BATCH_WINDOW = 4
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
+    """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
+
+    def __init__(self, registry: Registry, executor: Executor) -> None:
+        self._registry = registry
+        self._executor = executor
+
+    async def Classify(  # noqa: N802 - gRPC's name
+        self, request: moderation_pb2.ClassifyRequest, context: _Context
+    ) -> moderation_pb2.ClassifyResponse:
+        """One judgement."""
+        return await self._classify(request, call.current.get())
+
+    async def BatchClassify(  # noqa: N802
+        self, request: moderation_pb2.BatchClassifyRequest, context: _Context
+    ) -> moderation_pb2.BatchClassifyResponse:
+        """One outcome an item: a few items are in the engine at a time, in order."""
+        this = call.current.get()
+        convert.check_request_id(request.request_id)
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            raise InvalidInputError("requests", f"{len(request.requests)} items, expected 1 to {MAX_BATCH}")
+        window = asyncio.Semaphore(_BATCH_WINDOW)
+
+        async def item(index: int, question: moderation_pb2.ClassifyRequest) -> moderation_pb2.BatchClassifyResult:
+            async with window:
+                own_id = (
+                    question.request_id if call.is_request_id(question.request_id) else f"{this.request_id}.{index}"
+                )
+                return await self._outcome(question, replace(this, request_id=own_id))
+
+        async with asyncio.TaskGroup() as group:
+            items = [group.create_task(item(*numbered)) for numbered in enumerate(request.requests)]
+        return moderation_pb2.BatchClassifyResponse(
+            request_id=this.request_id,
+            results=[task.result() for task in items],
+            timings=moderation_pb2.Timings(total=status.duration(this.elapsed_s)),
+        )
+
+    async def StreamClassify(  # noqa: N802
+        self, requests: AsyncIterator[moderation_pb2.StreamClassifyRequest], context: _Context
+    ) -> None:
+        """In the contract, not in this server yet."""
+        raise UnsupportedError("StreamClassify: this server does not offer it yet")
+
+    async def _outcome(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.BatchClassifyResult:
+        try:
+            return moderation_pb2.BatchClassifyResult(response=await self._classify(request, this))
+        except GuardError as error:
+            found = status.failure(error, this.request_id)
+            return moderation_pb2.BatchClassifyResult(error=status.item_error(found))
+
+    async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
+        task = convert.classify_task(request)
+        entry, classifier = self._registry.guard(request.model)
+        ticket = await tickets.submit(self._executor, partial(classifier.submit, task, this.deadline))
+        judgement = await tickets.result(ticket)
+        return convert.classify_response(judgement, task, entry.name, this.request_id, this.elapsed_s)

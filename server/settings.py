@@ -1,0 +1,204 @@
+"""What an operator can set, read once at start: flags over ``GUARD_*`` variables over a YAML file over defaults."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from guard.engine.settings import EngineSettings
+from server.errors import SettingsError
+
+PREFIX = "GUARD_"
+#: Kubernetes puts GUARD_SERVICE_HOST, GUARD_PORT_50051_TCP_ADDR and so on into every pod beside a Service "guard".
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one server process. Raises SettingsError naming the setting.
+
+    Models: ``guard`` and ``instruct`` are bundle directories. ``admin`` enables LoadModel and UnloadModel, which read
+    only below ``model_directory``.
+
+    Network: ``address`` is HOST:PORT (port 0 takes a free one) or unix:PATH. There is no encryption yet, so an address
+    that other machines reach needs ``allow_insecure``. ``max_message_mib`` bounds a request after decompression.
+
+    Compute: ``threads`` 0 is the container's CPU quota. ``kv_cache_mib`` bounds the KV caches of one model's active
+    requests, ``max_queued`` counts those that wait for its engine.
+
+    Admission, each for moderation and generation apart: ``max_requests`` that are being served or wait, and
+    ``max_queued_mib`` of their text. A token is at least one byte, so the latter bounds tokens too.
+
+    Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
+    is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish.
+
+    Generation: ``max_tokens`` a request may ask for, ``default_max_tokens`` for those that do not say. A reader of a
+    stream may lag ``max_unsent_tokens`` behind, and stall for ``stream_idle_s``.
+
+    Logs: ``access_log`` writes one JSON line a request.
+    """
+
+    guard: Path | None = None
+    instruct: Path | None = None
+    admin: bool = False
+    model_directory: Path | None = None
+    address: str = "127.0.0.1:50051"
+    allow_insecure: bool = False
+    max_message_mib: float = 4.0
+    threads: int = 0
+    kv_cache_mib: int = 512
+    max_queued: int = 64
+    max_requests: int = 64
+    max_queued_mib: float = 16.0
+    default_deadline_s: float = 120.0
+    max_deadline_s: float = 600.0
+    drain_delay_s: float = 2.0
+    grace_s: float = 30.0
+    max_tokens: int = 4096
+    default_max_tokens: int = 256
+    max_unsent_tokens: int = 512
+    stream_idle_s: float = 30.0
+    access_log: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "kv_cache_mib",
+            "max_queued",
+            "max_requests",
+            "max_tokens",
+            "default_max_tokens",
+            "max_unsent_tokens",
+        ):
+            _check(name, getattr(self, name) >= 1, "expected at least 1")
+        for name in ("max_message_mib", "max_queued_mib", "default_deadline_s", "max_deadline_s", "stream_idle_s"):
+            _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
+        for name in ("threads", "drain_delay_s", "grace_s"):
+            _check(name, getattr(self, name) >= 0, "expected 0 or more")
+        _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
+        _check("max_queued_mib", self.max_queued_mib >= self.max_message_mib, "expected at least max_message_mib")
+        _check("max_deadline_s", self.max_deadline_s >= self.default_deadline_s, "expected at least default_deadline_s")
+        _check("max_tokens", self.max_tokens >= self.default_max_tokens, "expected at least default_max_tokens")
+        _check(
+            "guard", bool(self.guard or self.instruct or self.admin), "no model to serve: set guard, instruct, or both"
+        )
+        _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
+        _check(
+            "address",
+            self.allow_insecure or is_local(self.address),
+            "other machines could reach it and there is no encryption; use a loopback address, or set allow_insecure",
+        )
+
+    @property
+    def engine(self) -> EngineSettings:
+        """The part that each model's engine gets."""
+        return EngineSettings(threads=self.threads, max_queued=self.max_queued, kv_bytes=self.kv_cache_mib * MIB)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """``max_message_mib`` in bytes."""
+        return int(self.max_message_mib * MIB)
+
+    @property
+    def max_queued_bytes(self) -> int:
+        """``max_queued_mib`` in bytes."""
+        return int(self.max_queued_mib * MIB)
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None) -> Settings:
+    """Settings from all four sources. ``flags`` holds values by field name; None means "not given".
+
+    Raises SettingsError naming the unknown or wrong key, and where it came from.
+    """
+    values: dict[str, Any] = {}
+    for source, found in (
+        (str(config), _read_yaml(config)),
+        ("environment", _from_environment(environment)),
+        ("flags", {name: value for name, value in flags.items() if value is not None}),
+    ):
+        for name, value in found.items():
+            values[name] = _typed(name, value, source)
+    return Settings(**values)
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine can reach ``address``."""
+    host = address.rpartition(":")[0]
+    return address.startswith(("unix:", "unix-abstract:")) or host in ("localhost", "[::1]") or host.startswith("127.")
+
+
+def _check(name: str, good: bool, problem: str) -> None:
+    if not good:
+        raise SettingsError(name, problem)
+
+
+def _read_yaml(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        value = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError("config", f"{config}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError("config", f"{config}: not YAML") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise SettingsError("config", f"{config}: expected a mapping of settings")
+    return value
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environment.items()
+        if name.startswith(PREFIX) and not _KUBERNETES.search(name)
+    }
+
+
+def _typed(name: str, value: Any, source: str) -> Any:
+    """``value`` as the type of the field ``name``. Text is parsed, as variables have nothing else."""
+    kind = _KINDS.get(name)
+    if kind is None:
+        raise SettingsError(name, f"there is no such setting (in {source}); there are: {', '.join(_KINDS)}")
+    if isinstance(value, str):
+        try:
+            return _parse(kind, value)
+        except ValueError:
+            pass
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind or (kind is Path and isinstance(value, Path)):
+        return value
+    raise SettingsError(name, f"expected {_NAMES[kind]} (in {source})")
+
+
+def _parse(kind: type, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(text)
+        return text.lower() in ("true", "1")
+    if kind is Path and not text:
+        raise ValueError(text)
+    return kind(text)
+
+
+def _field_kinds() -> dict[str, type]:
+    """Field name to its type, less the None of optional ones."""
+    kinds: dict[str, type] = {}
+    hints = typing.get_type_hints(Settings)
+    for field in fields(Settings):
+        hint = hints[field.name]
+        kinds[field.name] = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+    return kinds
+
+
+_KINDS = _field_kinds()
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
