@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from guard.bundle.fields import Fields
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,14 @@ class GuardFormat:
             closing=fields.take(str, "closing"),
             user_role=fields.take(str, "user_role"),
             assistant_role=fields.take(str, "assistant_role"),
-            categories=fields.take_map(str, "categories"),
+            categories=_by_code(fields.take_map(str, "categories")),
             reads_custom_categories=fields.take(bool, "reads_custom_categories"),
             answer=AnswerTokens(
                 before_verdict=answer.take_tuple(int, "before_verdict"),
                 safe=answer.take(int, "safe"),
                 unsafe=answer.take(int, "unsafe"),
                 before_category=answer.take_tuple(int, "before_category"),
-                categories=answer.take_map(int, "categories"),
+                categories=_by_code(answer.take_map(int, "categories")),
                 separator=answer.take_tuple(int, "separator"),
                 end=answer.take(int, "end"),
             ),
@@ -86,3 +88,8 @@ class GuardFormat:
         answer.finish()
         fields.finish()
         return result
+
+
+def _by_code(categories: dict[str, T]) -> dict[str, T]:
+    """S1 to S9 before S10: the order of the prompt, which a manifest's sorted keys do not keep."""
+    return dict(sorted(categories.items(), key=lambda item: (len(item[0]), item[0])))
