@@ -72,9 +72,9 @@ def make_checkpoint(
 ) -> Path:
     """Write a complete random Hugging Face checkpoint of ``spec`` to the new directory ``out``; returns ``out``.
 
-    The same arguments give the same bytes. ``tokenizer`` is a ``tokenizer.json`` with Llama 3's control tokens (default:
-    a generated one). ``guard`` gives it Llama Guard's chat template instead of Llama 3.2 Instruct's. Weights are
-    streamed: memory does not depend on the model's size. Raises InvalidInputError for an ``out`` that exists.
+    The same arguments give the same bytes. ``tokenizer`` is a ``tokenizer.json`` with Llama 3's control tokens; by
+    default one is generated. ``guard`` gives it Llama Guard's chat template instead of Llama 3.2 Instruct's. Weights
+    are streamed: memory does not depend on the model's size. Raises InvalidInputError for an ``out`` that exists.
     """
     if out.exists():
         raise InvalidInputError("out", f"{out.name} exists already")

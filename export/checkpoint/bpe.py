@@ -21,6 +21,13 @@ _LLAMA3_SPLIT: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+#: What llama.cpp does with a vocabulary whose ``tokenizer.ggml.pre`` is "default" (src/llama-vocab.cpp), in this order.
+_LLAMA_CPP_SPLITS: Final = (
+    r"[\p{P}\$\+<=>\^~\|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,10 @@ PRE_TOKENIZERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "smollm": {
         "type": "Sequence",
         "pretokenizers": [{"type": "Digits", "individual_digits": True}, _byte_level(use_regex=True)],
+    },
+    "llama.cpp": {
+        "type": "Sequence",
+        "pretokenizers": [*map(_split, _LLAMA_CPP_SPLITS), _byte_level(use_regex=False)],
     },
     "llama3": {"type": "Sequence", "pretokenizers": [_split(_LLAMA3_SPLIT), _byte_level(use_regex=False)]},
 }
