@@ -49,12 +49,13 @@ $(SMOLLM2): tools/embedded-model.txt | $(RUNTIME)
 	@touch $@
 
 models/embedded-instruct/manifest.json: $(SMOLLM2) $(EXPORTER) | $(RUNTIME)
-	@rm -rf $(@D)
-	@$(GUARD) export $(SMOLLM2) --out $(@D) --task instruct --quantization int8
+	@echo "==> $(@D): exporting SmolLM2 as the instruct model"
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --name embedded-instruct --task instruct --quantization int8 --overwrite
 
 models/embedded-guard/manifest.json: $(SMOLLM2) $(EXPORTER) $(ADAPTER) | $(RUNTIME)
-	@rm -rf $(@D)
-	@$(GUARD) export $(SMOLLM2) --out $(@D) --task guard --quantization int8 --adapter adapters/embedded-guard
+	@echo "==> $(@D): exporting SmolLM2 with the guard adapter"
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --name embedded-guard --task guard --quantization int8 \
+	  --adapter adapters/embedded-guard --overwrite
 
 .PHONY: models
 models: models/embedded-instruct/manifest.json models/embedded-guard/manifest.json ## export the embedded models to models/
@@ -62,7 +63,7 @@ models: models/embedded-instruct/manifest.json models/embedded-guard/manifest.js
 # ---------------------------------------------------------------- run
 .PHONY: demo serve
 demo: models ## start a server, classify and generate over gRPC, print what it did
-	@$(BIN)/python tools/demo.py $(SERVE_FLAGS)
+	@$(BIN)/python -m tools.demo $(SERVE_FLAGS)
 
 serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
 	@exec $(GUARD) serve $(SERVE_FLAGS) --address 127.0.0.1:50051

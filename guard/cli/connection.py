@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import grpc
 
 from guard.client import GuardClient
 
+#: The variable the server reads its own address from, so that both follow the same setting in one container.
+ADDRESS_VARIABLE = "GUARD_ADDRESS"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 def add_connection_options(parser: argparse.ArgumentParser, timeout_s: float) -> None:
     """``timeout_s`` is the command's default deadline in seconds."""
-    parser.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="the server (%(default)s)")
+    address = os.environ.get(ADDRESS_VARIABLE, DEFAULT_ADDRESS)
+    where = f"the server (${ADDRESS_VARIABLE}, or {DEFAULT_ADDRESS})"
+    parser.add_argument("--address", default=address, metavar="HOST:PORT", help=where)
     parser.add_argument(
         "--timeout", type=positive_seconds, default=timeout_s, metavar="S", help="deadline in seconds (%(default)g)"
     )

@@ -16,41 +16,33 @@ from guard.cli import main
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("synth") / "checkpoint"
-    assert main(["synth", "--out", str(out), "--shape", "tiny", "--task", "guard"]) == 0
+    assert main(["synth", "--out", str(out), "--shape", "tiny"]) == 0
     return out
 
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export") / "bundle"
-    command = [
-        "export",
-        str(checkpoint),
-        "--out",
-        str(out),
-        "--task",
-        "guard",
-        "--quantization",
-        "none",
-        "--name",
-        "tiny",
-    ]
-    assert main(command) == 0
+    options = ["--task", "instruct", "--quantization", "none", "--name", "tiny"]
+    assert main(["export", str(checkpoint), "--out", str(out), *options]) == 0
     return out
 
 
 def test_export_says_what_it_made(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    assert main(["export", str(checkpoint), "--out", str(out), "--quantization", "int8", "--max-kl", "1"]) == 0
+    assert main(["export", str(checkpoint), "--out", str(out), "--task", "instruct", "--max-kl", "1"]) == 0
     text, progress = capsys.readouterr()
-    assert text.startswith(f"{out}: checkpoint-int8, guard, int8,")
+    assert text.startswith(f"{out}: checkpoint-int8, instruct, int8,")
     assert "mean KL" in text
     assert "  building the graph (int8) ... " in progress
 
 
 def test_export_json_is_the_manifest(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
-    assert main(["export", str(checkpoint), "--out", str(out), "--quantization", "none", "--json"]) == 0
+    assert (
+        main(["export", str(checkpoint), "--out", str(out), "--task", "instruct", "--quantization", "none", "--json"])
+        == 0
+    )
     text, progress = capsys.readouterr()
     assert progress == ""
     assert json.loads(text)["manifest"] == json.loads((out / "manifest.json").read_bytes())
@@ -60,7 +52,7 @@ def test_export_does_not_replace_a_bundle_unasked(
     bundle: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (bundle / "manifest.json").read_bytes()
-    assert main(["export", str(checkpoint), "--out", str(bundle), "--quantization", "none"]) == 1
+    assert main(["export", str(checkpoint), "--out", str(bundle), "--task", "instruct"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("guard export: ")
     assert (bundle / "manifest.json").read_bytes() == before
 
@@ -81,7 +73,7 @@ def test_synth_json_and_refusal(checkpoint: Path, tmp_path: Path, capsys: pytest
 
 def test_verify(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle)]) == 0
-    assert capsys.readouterr().out.startswith("tiny: guard, none, ")
+    assert capsys.readouterr().out.startswith("tiny: instruct, none, ")
     assert main(["verify", str(bundle), "--json"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["verified"] is True and "model.onnx" in value["files"]

@@ -160,6 +160,12 @@ def test_a_cut_off_generation_exits_1(server: FakeServer, capsys: pytest.Capture
     assert "finish_reason" in capsys.readouterr().err
 
 
+def test_the_address_comes_from_the_environment_too(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GUARD_ADDRESS", server.address)
+    assert main(["health"]) == 0
+    assert main(["health", "--address", "127.0.0.1:1"]) == 1
+
+
 def test_health(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["health", "--address", server.address]) == 0
     server.health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
