@@ -6,9 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-import grpc
-
-from guard.client import GuardClient
+from guard.client import GuardClient, tls_credentials
 
 #: The variable the server reads its own address from, so that both follow the same setting in one container.
 ADDRESS_VARIABLE = "GUARD_ADDRESS"
@@ -31,8 +29,7 @@ def connect(args: argparse.Namespace) -> GuardClient:
     """A client for the parsed options."""
     credentials = None
     if args.tls or args.tls_ca:
-        roots = args.tls_ca.read_bytes() if args.tls_ca else None
-        credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+        credentials = tls_credentials(args.tls_ca.read_bytes() if args.tls_ca else None)
     return GuardClient(args.address, credentials=credentials, timeout_s=args.timeout)
 
 

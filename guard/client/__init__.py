@@ -10,6 +10,7 @@ so does an answer without a verdict: nothing that is not an answer reads as safe
 """
 
 from guard.client.aio import AsyncGenerationStream, AsyncGuardClient
+from guard.client.channel import tls_credentials
 from guard.client.errors import (
     CallCancelledError,
     DeadlineExceededError,
@@ -51,4 +52,5 @@ __all__ = [
     "Timings",
     "UnsupportedByServerError",
     "Usage",
+    "tls_credentials",
 ]

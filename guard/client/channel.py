@@ -37,6 +37,11 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
 )
 
 
+def tls_credentials(root_certificates: bytes | None = None) -> grpc.ChannelCredentials:
+    """Credentials that turn TLS on; ``root_certificates`` (PEM) None trusts the system's."""
+    return grpc.ssl_channel_credentials(root_certificates=root_certificates)
+
+
 def open_channel(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
     """``credentials`` None is plain text."""
     if credentials is None:

@@ -146,7 +146,7 @@ def from_rpc_error(error: grpc.RpcError) -> GuardClientError:
         reason=details.info.reason if details.info else code.name,
         field_violations=details.violations,
         retry_after_s=retry_after,
-        request_id=details.request_id,
+        request_id=(details.info.metadata.get("request_id") if details.info else None) or None,
     )
 
 
@@ -174,7 +174,6 @@ def not_serving() -> ServerUnavailableError:
 class _Details:
     info: error_details_pb2.ErrorInfo | None = None
     retry: error_details_pb2.RetryInfo | None = None
-    request_id: str | None = None
     violations: tuple[FieldViolation, ...] = ()
 
 
@@ -190,13 +189,11 @@ def _unpack(metadata: Iterable[Any]) -> _Details:
     try:
         for detail in status_pb2.Status.FromString(encoded).details:
             info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-            retry, request = error_details_pb2.RetryInfo(), error_details_pb2.RequestInfo()
+            retry = error_details_pb2.RetryInfo()
             if detail.Unpack(info):
                 details.info = info
             elif detail.Unpack(retry):
                 details.retry = retry
-            elif detail.Unpack(request):
-                details.request_id = request.request_id
             elif detail.Unpack(bad):
                 details.violations = tuple(FieldViolation(v.field, v.description) for v in bad.field_violations)
     except DecodeError:

@@ -22,7 +22,7 @@ from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_g
 class GuardClient:
     """One channel to the server at ``address`` (``host:port``). Threads may share it. Close it, or use ``with``.
 
-    ``credentials`` turns TLS on (``grpc.ssl_channel_credentials(...)``). ``timeout_s`` (seconds) is the deadline of
+    ``credentials`` turns TLS on (``tls_credentials()``). ``timeout_s`` (seconds) is the deadline of
     every call that brings none of its own. Every method raises GuardClientError.
     """
 

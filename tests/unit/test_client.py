@@ -31,6 +31,7 @@ from guard.client import (
     ServerFailedError,
     ServerUnavailableError,
     UnsupportedByServerError,
+    tls_credentials,
 )
 from guard.conversation import Message, Role, Target
 from guard.errors import GuardError
@@ -166,8 +167,7 @@ def test_error_details_are_read(server: FakeServer, client: GuardClient) -> None
     server.handlers["Classify"] = failing(
         grpc.StatusCode.INVALID_ARGUMENT,
         "not as it is",
-        error_details_pb2.ErrorInfo(reason="INVALID_INPUT", domain="guardlet"),
-        error_details_pb2.RequestInfo(request_id="r-9"),
+        error_details_pb2.ErrorInfo(reason="INVALID_INPUT", domain="guardlet", metadata={"request_id": "r-9"}),
         error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=500_000_000)),
         bad,
     )
@@ -397,7 +397,7 @@ def test_tls(tmp_path: Path) -> None:
     subprocess.run([*command.split(), *files], check=True, capture_output=True)
     server = FakeServer(handlers={"Classify": lambda request, context: judged()})
     identity = grpc.ssl_server_credentials([(key.read_bytes(), certificate.read_bytes())])
-    trusted = grpc.ssl_channel_credentials(root_certificates=certificate.read_bytes())
+    trusted = tls_credentials(certificate.read_bytes())
     with running(server, identity):
         with GuardClient(server.address, credentials=trusted, timeout_s=10) as client:
             assert client.classify("hello").verdict is Verdict.UNSAFE
