@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle")
     parser.add_argument("--task", choices=("guard", "instruct"), default="guard", help="what it does (%(default)s)")
     parser.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="int8", help="how weights are stored (%(default)s)"
+        "--quantization", choices=QUANTIZATIONS, help="how weights are stored (int8; with optimum: none)"
     )
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="merge a LoRA adapter or a guard head")
     parser.add_argument(
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         source=args.source,
         out=args.out,
         task=args.task,
-        quantization=args.quantization,
+        quantization=args.quantization or ("none" if args.exporter == "optimum" else "int8"),
         adapter=args.adapter,
         exporter=args.exporter,
         name=args.name,

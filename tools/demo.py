@@ -15,6 +15,7 @@ from guard.conversation import Message, Role
 from guard.verdict import Verdict
 from tools.server_process import ServerProcess
 
+_WIDTH = 60  # of the table's first column
 _DOG = "My neighbour's dog barks all night and I cannot sleep. What can I do?"
 
 
@@ -80,7 +81,7 @@ def main() -> int:
 def classify_all(client: GuardClient) -> list[Item]:
     """Judges every item, prints the table, and returns those whose verdict is not the expected one."""
     print("\n==> Classify")
-    print(f"\n    {'':72} verdict  P(unsafe)  category                    ms")
+    print(f"\n    {'judged message':{_WIDTH}}  verdict  P(unsafe)  top category                 ms")
     wrong = []
     for item in ITEMS:
         result = client.classify(item.messages)
@@ -105,7 +106,7 @@ def show_rejection(client: GuardClient) -> bool:
 def show_generation(client: GuardClient) -> bool:
     """Streams an answer to the terminal; returns whether there was any text."""
     print(f"\n==> StreamGenerate: {QUESTION}\n")
-    stream = client.stream_generate(QUESTION, GenerationOptions(max_tokens=96, temperature=0.0))
+    stream = client.stream_generate(QUESTION, GenerationOptions(max_tokens=80, temperature=0.0))
     indent = "    "
     print(indent, end="")
     for delta in stream:
@@ -115,7 +116,7 @@ def show_generation(client: GuardClient) -> bool:
     rate = (result.usage.completion_tokens - 1) / max(result.timings.total_s - first, 1e-9)
     print(
         f"\n\n    {result.usage.completion_tokens} tokens, the first after {first * 1000:.0f} ms,"
-        f" then {rate:.0f} a second; it stopped because of {result.finish_reason}"
+        f" then {rate:.0f} a second; finish reason: {result.finish_reason}"
     )
     return bool(result.text.strip())
 
@@ -123,13 +124,12 @@ def show_generation(client: GuardClient) -> bool:
 def _row(item: Item, result: Classification) -> str:
     top = result.top_category if result.verdict is Verdict.UNSAFE else None
     category = f"{top.code} {top.name}" if top else ""
-    label = item.label if len(item.label) <= 72 else item.label[:71] + "…"
+    label = item.label if len(item.label) <= _WIDTH else item.label[: _WIDTH - 1] + "…"
     verdict = f"{result.verdict.name:7}"
     if sys.stdout.isatty():
         verdict = f"\033[{31 if result.verdict is Verdict.UNSAFE else 32};1m{verdict}\033[0m"
-    return (
-        f"    {label:72} {verdict}  {result.unsafe_score:9.3f}  {category:24.24}  {result.timings.total_s * 1000:4.0f}"
-    )
+    milliseconds = f"{result.timings.total_s * 1000:4.0f}"
+    return f"    {label:{_WIDTH}}  {verdict}  {result.unsafe_score:9.3f}  {category:25.25}  {milliseconds}"
 
 
 if __name__ == "__main__":
