@@ -122,11 +122,14 @@ class App:
         self.health.set("", self._loaded and self.registry.settled)
 
 
-async def serve(settings: Settings) -> int:
-    """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine died."""
+async def serve(settings: Settings, loader: Loader = load_model) -> int:
+    """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine died.
+
+    Raises SettingsError when it cannot listen.
+    """
     stop = StopRequest()
     stop.install()
-    app = App(settings)
+    app = App(settings, loader)
     await app.start()
     loading = asyncio.create_task(app.load())
     stopping = asyncio.create_task(stop.wait())

@@ -10,6 +10,7 @@ import grpc.aio
 
 from guard.engine.engine import Ticket
 from guard.engine.sampler import SamplingParams
+from guard.errors import CancelledError
 from guard.generator import Generation
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import call, convert, tickets
@@ -86,6 +87,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 await context.write(response)
         except TimeoutError:
             raise SlowReaderError(f"nothing was read for {self._settings.stream_idle_s:g} s") from None
+        except grpc.aio.InternalError:  # the stream broke before gRPC came to cancel this handler
+            raise CancelledError("the caller went away") from None
 
 
 def _first_token_s(generation: Generation, ticket: Ticket[Generation], started: float) -> float:

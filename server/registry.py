@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from guard.bundle.manifest import Manifest, Task
 from guard.classifier import Classifier
@@ -47,10 +47,8 @@ class Entry:
         return self.model.bundle.manifest
 
 
-class Loader(Protocol):
-    """Opens a bundle directory for a task; blocks for seconds. Raises BundleError."""
-
-    def __call__(self, directory: Path, task: Task, settings: EngineSettings) -> Model: ...
+#: Opens a bundle directory for a task; blocks for seconds. Raises BundleError.
+Loader = Callable[[Path, Task, EngineSettings], Model]
 
 
 def load_model(directory: Path, task: Task, settings: EngineSettings) -> Model:
@@ -176,7 +174,9 @@ class Registry:
         raise ModelNotLoadedError(f"no {task} model {which}is loaded")
 
     def _free_name(self, name: str, task: Task) -> str | None:
-        """``name``, or with the task when a model of the other task has it; None when both are taken."""
+        """``name``, or with the task when a model of the other task has it; None when its own task has it already."""
+        if any(entry.task == task and entry.manifest.name == name for entry in self._entries.values()):
+            return None
         return next((free for free in (name, f"{name}-{task}") if free not in self._entries), None)
 
     def _set_state(self, entry: Entry, state: State) -> None:

@@ -1,0 +1,84 @@
+"""Models whose answers and speed a test chooses, behind the real prompt builder, tokenizer, engine and classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from guard.bundle.manifest import Task
+from guard.classifier import Classifier
+from guard.engine.engine import Engine
+from guard.engine.settings import EngineSettings
+from guard.errors import BundleError
+from guard.generator import Generator
+from guard.testing import FakeRunner, Float32, logits_for
+from guard.tokenizer import Segment, Tokenizer
+from server.registry import Model
+from tests.unit.guard.builders import CATEGORIES, FORMAT, SAFE, UNSAFE, write_bundle
+
+#: A text that contains this is unsafe in S2, any other is safe.
+UNSAFE_MARK = "#steal#"
+#: A text that contains this makes the model answer with NaN.
+BROKEN_MARK = "#nan#"
+#: What the instruct model writes, again and again.
+LETTERS = "abcdefghij"
+
+
+@dataclass
+class FakeModels:
+    """A ``server.registry.Loader``. ``step_seconds`` is what one model step takes; ``fail`` makes every load fail."""
+
+    directory: Path
+    step_seconds: float = 0.0
+    fail: bool = False
+    runners: dict[Task, FakeRunner] = field(default_factory=dict)
+
+    def __call__(self, directory: Path, task: Task, settings: EngineSettings) -> Model:
+        if self.fail:
+            raise BundleError("model.onnx: the hash differs")
+        bundle = write_bundle(self.directory / directory.name, task)
+        engine = Engine(settings, task)
+        tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
+        if task == "guard":
+            runner = self.runners[task] = FakeRunner(guard_answers(tokenizer), step_seconds=self.step_seconds)
+            return Classifier(bundle, runner, engine)
+        runner = self.runners[task] = FakeRunner(instruct_answers(tokenizer), step_seconds=self.step_seconds)
+        return Generator(bundle, runner, engine)
+
+
+class guard_answers:  # noqa: N801 - used like a function
+    """Unsafe with P about 0.98, and S2, for texts with UNSAFE_MARK."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._unsafe = _ids(tokenizer, UNSAFE_MARK)
+        self._broken = _ids(tokenizer, BROKEN_MARK)
+
+    def __call__(self, seen: tuple[int, ...]) -> Float32:
+        rows = {token: token for token in range(512)}
+        if _contains(seen, self._broken):
+            return np.full(512, np.nan, np.float32)
+        unsafe = 2.0 if _contains(seen, self._unsafe) else -2.0
+        return logits_for({UNSAFE: unsafe, SAFE: -unsafe, CATEGORIES["S1"]: 0.0, CATEGORIES["S2"]: 3.0}, rows)
+
+
+class instruct_answers:  # noqa: N801 - used like a function
+    """Writes LETTERS without end, by the number of tokens so far."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._letters = _ids(tokenizer, LETTERS)
+
+    def __call__(self, seen: tuple[int, ...]) -> Float32:
+        return logits_for({self._letters[len(seen) % len(LETTERS)]: 10.0}, {token: token for token in range(512)})
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode([Segment(text, trusted=False)]))
+
+
+def _contains(seen: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    return any(seen[start : start + len(part)] == part for start in range(len(seen) - len(part) + 1))
+
+
+assert set(CATEGORIES) == set(FORMAT.categories)

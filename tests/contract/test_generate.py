@@ -1,0 +1,222 @@
+"""Generate and StreamGenerate."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+
+from guard.v1 import generation_pb2
+from guard.v1.generation_pb2 import (
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP_SEQUENCE,
+    FINISH_REASON_UNSPECIFIED,
+    TOOL_CHOICE_NONE,
+    GenerateRequest,
+    ModerationOptions,
+    ResponseFormat,
+    StreamGenerateRequest,
+    TextFormat,
+    Tool,
+)
+
+from .fakes import LETTERS, FakeModels
+from .running import ASSISTANT, SYSTEM, Running, message, question, refused, running, until
+
+
+def prompt(**fields: Any) -> GenerateRequest:
+    defaults: dict[str, Any] = {"messages": [message("hi")], "temperature": 0.0}
+    return GenerateRequest(**(defaults | fields))
+
+
+def streamed(**fields: Any) -> StreamGenerateRequest:
+    return StreamGenerateRequest.FromString(prompt(**fields).SerializeToString())
+
+
+async def test_generate(server: Running) -> None:
+    answer = await server.generation.Generate(prompt(max_tokens=20, request_id="a.1"))
+    assert answer.request_id == "a.1"
+    assert answer.model == "tiny-instruct"
+    assert len(answer.text) == 20
+    assert answer.text in LETTERS * 4
+    assert answer.finish_reason == FINISH_REASON_LENGTH
+    assert answer.usage.completion_tokens == 20
+    assert answer.usage.prompt_tokens > 5
+    first, total = answer.timings.first_token.ToNanoseconds(), answer.timings.total.ToNanoseconds()
+    assert 0 < first <= total
+
+
+async def test_stream_has_ids_first_then_text_then_the_end(server: Running) -> None:
+    whole = await server.generation.Generate(prompt(max_tokens=50))
+    parts = [part async for part in server.generation.StreamGenerate(streamed(max_tokens=50, request_id="s"))]
+    first, *middle, last = parts
+    assert (first.request_id, first.model, first.text) == ("s", "tiny-instruct", "")
+    assert all(part.text and part.finish_reason == FINISH_REASON_UNSPECIFIED for part in middle)
+    assert "".join(part.text for part in parts) == whole.text
+    assert sum(part.token_count for part in parts) == 50
+    assert last.finish_reason == FINISH_REASON_LENGTH
+    assert (last.usage.completion_tokens, last.text) == (50, "")
+    assert last.timings.first_token.ToNanoseconds() > 0
+
+
+async def test_stream_sends_text_before_the_end(models: FakeModels) -> None:
+    models.step_seconds = 0.02
+    async with running(models) as server:
+        arrivals = []
+        async for part in server.generation.StreamGenerate(streamed(max_tokens=30)):
+            arrivals.append((time.monotonic(), part))
+        assert len(arrivals) > 10
+        assert arrivals[-1][0] - arrivals[1][0] > 0.3
+
+
+async def test_stop_strings_end_the_text_and_are_not_part_of_it(server: Running) -> None:
+    answer = await server.generation.Generate(prompt(max_tokens=60, stop=["efg"]))
+    assert answer.finish_reason == FINISH_REASON_STOP_SEQUENCE
+    assert answer.text.endswith("d")
+    assert "efg" not in answer.text
+
+
+async def test_defaults_of_the_server(models: FakeModels) -> None:
+    async with running(models, default_max_tokens=7, max_tokens=9) as server:
+        assert (await server.generation.Generate(prompt())).usage.completion_tokens == 7
+        answer = await refused(server.generation.Generate(prompt(max_tokens=10)))
+        assert answer.fields == {"max_tokens": "expected 1 to 9"}
+
+
+async def test_zero_is_a_value_not_an_absence(server: Running) -> None:
+    for name, zero in (("max_tokens", 0), ("top_p", 0.0)):
+        answer = await refused(server.generation.Generate(prompt(**{name: zero})))
+        assert list(answer.fields) == [name]
+    same = [await server.generation.Generate(prompt(max_tokens=5, seed=0, top_k=0, temperature=1.0)) for _ in range(2)]
+    assert same[0].text == same[1].text
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [message(" ")]}, "messages[0].content"),
+        ({"messages": [message("a"), message("s", SYSTEM)]}, "messages[1].role"),
+        ({"messages": [message("a"), message("b", ASSISTANT)]}, "messages[1].role"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"seed": -5}, "seed"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": ["ok", "x" * 257]}, "stop[1]"),
+        ({"request_id": "a b"}, "request_id"),
+        ({"messages": [message("x" * 5000)]}, "messages"),
+        ({"max_tokens": 4090}, "max_tokens"),
+    ],
+)
+async def test_bad_input_is_refused_by_field_on_both(server: Running, fields: dict[str, Any], field: str) -> None:
+    async def stream() -> None:
+        async for _ in server.generation.StreamGenerate(streamed(**fields)):
+            pass
+
+    for call in (server.generation.Generate(prompt(**fields)), stream()):
+        answer = await refused(call)
+        assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert list(answer.fields) == [field]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tools", [Tool(name="f")]),
+        ("tool_choice", TOOL_CHOICE_NONE),
+        ("response_format", ResponseFormat(text=TextFormat())),
+        ("moderation", ModerationOptions()),
+    ],
+)
+async def test_features_to_come_are_refused_by_name(server: Running, name: str, value: Any) -> None:
+    answer = await refused(server.generation.Generate(prompt(**{name: value})))
+    assert answer.code is grpc.StatusCode.UNIMPLEMENTED
+    assert answer.info.reason == "UNSUPPORTED"
+    assert list(answer.fields) == [name]
+
+
+async def test_no_instruct_model(models: FakeModels) -> None:
+    async with running(models, instruct=None) as server:
+        answer = await refused(server.generation.Generate(prompt()))
+        assert answer.code is grpc.StatusCode.FAILED_PRECONDITION
+        assert answer.info.reason == "MODEL_NOT_LOADED"
+        assert (await server.moderation.Classify(question("a"))).verdict
+
+
+async def test_both_requests_have_the_same_fields() -> None:
+    one, other = (
+        [
+            (field.number, field.name, field.type, field.is_repeated, field.has_presence)
+            for field in kind.DESCRIPTOR.fields
+        ]
+        for kind in (GenerateRequest, StreamGenerateRequest)
+    )
+    assert one == other
+
+
+async def test_responses_share_their_numbers() -> None:
+    whole = {field.name: field.number for field in generation_pb2.GenerateResponse.DESCRIPTOR.fields}
+    part = {field.name: field.number for field in generation_pb2.StreamGenerateResponse.DESCRIPTOR.fields}
+    assert {name: part[name] for name in whole} == whole
+
+
+async def test_cancel_stops_the_engine_and_frees_its_memory(models: FakeModels) -> None:
+    models.step_seconds = 0.01
+    async with running(models) as server:
+        _, generator = server.app.registry.instruct()
+        call = server.generation.StreamGenerate(streamed(max_tokens=2000))
+        for _ in range(4):
+            assert await call.read()
+        assert generator.engine.jobs == 1
+        call.cancel()
+        await until(lambda: generator.engine.jobs == 0)
+        assert generator.engine.kv_bytes_in_use == 0
+        assert models.runners["instruct"].steps < 100
+        assert all(gate.requests == gate.bytes == 0 for gate in server.app.gates.values())
+
+
+async def test_a_thousand_starts_and_cancels_leave_nothing(server: Running) -> None:
+    async def start_and_cancel() -> None:
+        call = server.generation.StreamGenerate(streamed(max_tokens=100))
+        await asyncio.sleep(0)
+        call.cancel()
+
+    for _ in range(20):
+        await asyncio.gather(*(start_and_cancel() for _ in range(50)))
+    _, generator = server.app.registry.instruct()
+    await until(lambda: generator.engine.jobs == 0)
+    await until(lambda: all(gate.requests == gate.bytes == 0 for gate in server.app.gates.values()))
+    assert (await server.generation.Generate(prompt(max_tokens=3))).text
+
+
+async def test_a_reader_that_stalls_is_cut_off_and_others_are_not(models: FakeModels) -> None:
+    """The transport takes some hundred messages before a write blocks; from then on text waits, but not for long."""
+    async with running(models, max_unsent_tokens=64, stream_idle_s=0.3) as server:
+        _, generator = server.app.registry.instruct()
+        options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+        async with grpc.aio.insecure_channel(server.app.address, options=options) as channel:
+            stub = Running(server.app, channel).generation
+            call = stub.StreamGenerate(streamed(max_tokens=4000))
+            assert (await call.read()).model
+            await asyncio.sleep(0.2)
+            quick = await server.generation.Generate(prompt(max_tokens=5))  # somebody else, meanwhile
+            assert quick.usage.completion_tokens == 5
+            await until(lambda: generator.engine.jobs == 0, timeout_s=10)
+            steps = models.runners["instruct"].steps
+
+            async def rest() -> None:
+                while await call.read() is not grpc.aio.EOF:
+                    pass
+
+            answer = await refused(rest())
+            assert answer.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert answer.info.reason == "SLOW_READER"
+            assert steps < 4000

@@ -1,0 +1,139 @@
+"""Zero data retention: text of a request is in no log line and in no error detail, whatever goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+
+from guard.v1.generation_pb2 import GenerateRequest, StreamGenerateRequest, Tool
+from guard.v1.moderation_pb2 import BatchClassifyRequest, ClassifyRequest, CustomCategory, Policy
+from server import log
+
+from .fakes import BROKEN_MARK, FakeModels
+from .running import ASSISTANT, Running, message, question, refused, running
+
+CANARY = "canary-3f9c"
+
+
+@pytest.fixture
+def logs() -> Iterator[io.StringIO]:
+    """Everything that the process would log, at every level."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(log.JsonFormatter())
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield stream
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+
+
+def lines(logs: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in logs.getvalue().splitlines()]
+
+
+async def test_canary_is_in_no_error_and_no_log(
+    server: Running, logs: io.StringIO, capfd: pytest.CaptureFixture[str]
+) -> None:
+    policies = [
+        Policy(excluded_categories=[CANARY]),
+        Policy(category_thresholds={CANARY: 0.5}),
+        Policy(custom_categories=[CustomCategory(code=CANARY, name="x")]),
+        Policy(custom_categories=[CustomCategory(code="S1", name=CANARY + "\0")]),
+        Policy(custom_categories=[CustomCategory(code="S1", name="n", description=CANARY + "<")]),
+        Policy(custom_categories=[CustomCategory(code="S90", name=CANARY)]),
+    ]
+    text = f"{CANARY} hello"
+    calls = [
+        *(server.moderation.Classify(question(text, policy=policy)) for policy in policies),
+        server.moderation.Classify(question(text, request_id=f"{CANARY} !")),
+        server.moderation.Classify(question(text, model=CANARY)),
+        server.moderation.Classify(question(text + "x" * 5000)),
+        server.moderation.Classify(question(text + BROKEN_MARK)),
+        server.moderation.Classify(ClassifyRequest(messages=[message(text), message(text)])),
+        server.generation.Generate(GenerateRequest(messages=[message(text, ASSISTANT)])),
+        server.generation.Generate(GenerateRequest(messages=[message(text)], stop=[CANARY * 100])),
+        server.generation.Generate(GenerateRequest(messages=[message(text)], tools=[Tool(name=CANARY)])),
+        server.channel.unary_unary("/guard.v1.ModerationService/Classify")(b"\x0a\x7f" + CANARY.encode()),
+    ]
+    for call in calls:
+        assert CANARY not in (await refused(call)).everything
+    assert (await server.moderation.Classify(question(text))).verdict
+    batch = await server.moderation.BatchClassify(BatchClassifyRequest(requests=[question(text, policy=policies[0])]))
+    assert CANARY not in str(batch)
+    stream = server.generation.StreamGenerate(StreamGenerateRequest(messages=[message(text)], max_tokens=2000))
+    await stream.read()
+    stream.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await stream.read()
+    await asyncio.sleep(0.1)
+    output = capfd.readouterr()
+    assert CANARY not in logs.getvalue() + output.out + output.err
+    assert len([line for line in lines(logs) if line["event"] == "call"]) == len(calls) + 3
+
+
+async def test_unknown_errors_keep_their_text(
+    server: Running, logs: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, classifier = server.app.registry.guard()
+
+    def explode(*_: Any) -> None:
+        raise RuntimeError(f"cannot read {CANARY}")
+
+    monkeypatch.setattr(classifier, "submit", explode)
+    answer = await refused(server.moderation.Classify(question(CANARY, request_id="r-1")))
+    assert answer.code is grpc.StatusCode.INTERNAL
+    assert answer.message == "internal error (request r-1)"
+    assert answer.info.reason == "INTERNAL"
+    assert CANARY not in answer.everything
+    assert CANARY not in logs.getvalue()
+    (found,) = [line for line in lines(logs) if line["event"] == "internal_error"]
+    assert found["exception"] == "RuntimeError"
+    assert found["request_id"] == "r-1"
+    assert "test_privacy.py" in found["at"][-1]
+
+    batch = await refused(server.moderation.BatchClassify(BatchClassifyRequest(requests=[question(CANARY)])))
+    assert batch.code is grpc.StatusCode.INTERNAL
+    assert CANARY not in batch.everything + logs.getvalue()
+
+
+async def test_access_log_line(server: Running, logs: io.StringIO) -> None:
+    await server.moderation.Classify(question("bread", request_id="r-2"))
+    await refused(server.moderation.Classify(question(" ", request_id="r-3")))
+    await server.serving()
+    good, bad = [line for line in lines(logs) if line["event"] == "call"]  # health is not logged
+    assert (good["method"], good["code"], good["request_id"]) == ("/guard.v1.ModerationService/Classify", "OK", "r-2")
+    assert (bad["code"], bad["request_id"]) == ("INVALID_ARGUMENT", "r-3")
+    assert good["ms"] >= 0
+    assert good["bytes"] > 5
+
+
+async def test_access_log_can_be_turned_off(models: FakeModels, logs: io.StringIO) -> None:
+    async with running(models, access_log=False) as server:
+        await server.moderation.Classify(question("bread"))
+    assert "call" not in [line["event"] for line in lines(logs)]
+
+
+async def test_cancelled_calls_are_logged_as_such_and_not_as_errors(models: FakeModels, logs: io.StringIO) -> None:
+    models.step_seconds = 0.01
+    async with running(models) as server:
+        for _ in range(20):
+            call = server.generation.StreamGenerate(StreamGenerateRequest(messages=[message("x")], max_tokens=1000))
+            await call.read()
+            call.cancel()
+        await asyncio.sleep(0.2)
+    found = [line for line in lines(logs) if line["event"] == "call"]
+    assert [line["code"] for line in found] == ["CANCELLED"] * 20
+    assert not [line for line in lines(logs) if line["level"] == "error"]
