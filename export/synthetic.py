@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -55,6 +56,9 @@ LLAMA_3_2_1B: Final = ModelSpec(
     tied_embeddings=True,
 )
 
+#: ``TINY`` with Llama 3's whole vocabulary, so that the token ids of ``guard.prompt.LLAMA_GUARD_3_1B`` hold.
+TINY_LLAMA_3: Final = replace(TINY, vocab_size=LLAMA3_VOCAB_SIZE)
+
 _ITEM_BYTES: Final[Mapping[Dtype, int]] = {"BF16": 2, "F16": 2, "F32": 4}
 _CHUNK_ITEMS: Final = 4 << 20  # weights made and written at once: 16 MiB of float32
 _STOP_TOKENS: Final = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
@@ -93,9 +97,9 @@ def make_checkpoint(
     names = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     sampling = {} if guard else {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     out.mkdir(parents=True)
-    _write_json(out / "config.json", spec.to_config() | ids | {"torch_dtype": names[dtype]})
-    _write_json(out / "generation_config.json", ids | sampling)
-    _write_json(out / "tokenizer_config.json", _tokenizer_config(template, spec))
+    write_json(out / "config.json", spec.to_config() | ids | {"torch_dtype": names[dtype]})
+    write_json(out / "generation_config.json", ids | sampling)
+    write_json(out / "tokenizer_config.json", _tokenizer_config(template, spec))
     (out / "tokenizer.json").write_bytes(tokenizer_bytes)
     _write_shards(out, tensors, seed, dtype, shards)
     return out
@@ -124,25 +128,27 @@ def _tokenizer_config(template: str, spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write ``value`` as readable JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_shards(out: Path, tensors: list[tuple[str, tuple[int, ...]]], seed: int, dtype: Dtype, shards: int) -> None:
     if shards == 1:
-        _write_safetensors(out / SINGLE_FILE, dict(tensors), seed, dtype)
+        write_random_safetensors(out / SINGLE_FILE, dict(tensors), seed, dtype)
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for index in range(shards):
         name = f"model-{index + 1:05}-of-{shards:05}.safetensors"
         part = dict(tensors[index * len(tensors) // shards : (index + 1) * len(tensors) // shards])
-        _write_safetensors(out / name, part, seed, dtype)
+        write_random_safetensors(out / name, part, seed, dtype)
         weight_map |= dict.fromkeys(part, name)
     total = sum(math.prod(shape) for _, shape in tensors) * _ITEM_BYTES[dtype]
-    _write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(out / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], seed: int, dtype: Dtype) -> None:
+def write_random_safetensors(path: Path, tensors: Mapping[str, tuple[int, ...]], seed: int, dtype: Dtype) -> None:
+    """Write a safetensors file of random ``tensors`` (name to shape), streamed."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():

@@ -1,4 +1,4 @@
-"""A generated tokenizer of Llama 3's kind for synthetic checkpoints: the right ids where ids matter, filler elsewhere."""
+"""A generated tokenizer of Llama 3's kind for synthetic checkpoints: right ids where they matter, filler elsewhere."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ SMALLEST_VOCABULARY: Final = 320
 def llama3_tokenizer(vocab_size: int, texts: Iterable[str]) -> bytes:
     """A byte-level BPE ``tokenizer.json`` of ``vocab_size`` ids whose control and label tokens are Llama 3's.
 
-    From 128,256 ids on, they stand at Llama 3's own ids; below, the control tokens are the last 16 ids in the same order
-    and the labels follow the 256 bytes. Words of ``texts`` become single tokens as far as there is room, then short
-    letter strings fill the vocabulary. Raises InvalidInputError when ``vocab_size`` is too small.
+    From 128,256 ids on, they stand at Llama 3's own ids; below, the control tokens are the last 16 ids in the same
+    order and the labels follow the 256 bytes. Words of ``texts`` become single tokens as far as there is room,
+    then short letter strings fill the vocabulary. Raises InvalidInputError when ``vocab_size`` is too small.
     """
     if vocab_size < SMALLEST_VOCABULARY:
         raise InvalidInputError("vocab_size", f"{vocab_size} is below {SMALLEST_VOCABULARY}")

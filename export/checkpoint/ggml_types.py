@@ -100,8 +100,8 @@ def _q4_k(blocks: Blocks) -> Float32:
 def _q5_k(blocks: Blocks) -> Float32:
     low = _nibbles(blocks[:, 48:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
     # Bit s of the 32 high bytes is the fifth bit of sub-block s.
-    fifth = blocks[:, 16:48, None] >> np.arange(8, dtype=np.uint8) & 1
-    return _k_values(blocks, low | (fifth.transpose(0, 2, 1) << np.uint8(4)))
+    fifth = (blocks[:, 16:48, None] >> np.arange(8, dtype=np.uint8) & 1).astype(np.uint8)
+    return _k_values(blocks, low | (fifth.transpose(0, 2, 1) << np.uint8(4)).astype(np.uint8))
 
 
 def _q6_k(blocks: Blocks) -> Float32:

@@ -28,6 +28,7 @@ def open_directory(directory: Path, *, name: str | None = None, revision: str | 
     ``name`` and ``revision`` go into ``Checkpoint.source`` (default: the directory's own name, no revision). Raises
     CheckpointError naming the broken file, field or tensor, and UnsupportedError naming a feature.
     """
+    directory = directory.resolve()
     reader = FileReader(directory)
     config = reader.read_json(CONFIG_FILE)
     spec = ModelSpec.from_config(config, CONFIG_FILE)  # first, so that an unsupported model is refused before any work
@@ -53,7 +54,7 @@ def open_directory(directory: Path, *, name: str | None = None, revision: str | 
         guard_format=None,
         source=Source(
             kind="huggingface",
-            name=name or directory.resolve().name,
+            name=name or directory.name,
             revision=revision,
             files=dict(sorted(reader.hashes.items())),
             adapter=None,

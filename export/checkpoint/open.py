@@ -52,4 +52,4 @@ def _open_directory(path: Path) -> Checkpoint:
     if len(ggufs) == 1:
         return open_gguf(ggufs[0])
     found = f"{len(ggufs)} GGUF files (name one of them)" if ggufs else "no GGUF file"
-    raise CheckpointError(f"{path.name}: no {CONFIG_FILE} and {found} in this directory")
+    raise CheckpointError(f"{path.resolve().name}: no {CONFIG_FILE} and {found} in this directory")
