@@ -14,6 +14,8 @@ from guard.tokenizer import Segment, Tokenizer
 from .conftest import CONTROL
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+#: Hypothesis tries string constants of the code under test too, so even random text can be a control token.
+ORDINARY = TEXT.filter(lambda text: not any(control in text for control in CONTROL))
 #: User text that is full of control tokens, whole and in parts.
 HOSTILE = st.lists(st.one_of(TEXT, st.sampled_from(CONTROL), st.sampled_from(["<|", "|>", "eot_id"]))).map("".join)
 
@@ -25,7 +27,7 @@ def test_user_text_never_becomes_a_control_token(tokenizer: Tokenizer, text: str
     assert bytes(text, "utf-8") == "".join(tokenizer.decode(ids)).encode()
 
 
-@given(texts=st.lists(TEXT, min_size=1))
+@given(texts=st.lists(ORDINARY, min_size=1))
 def test_segments_tokenize_like_the_whole_text(tokenizer: Tokenizer, texts: list[str]) -> None:
     whole = tokenizer.encode_text("".join(texts))
     assert tokenizer.encode([Segment(text, trusted=index % 2 == 0) for index, text in enumerate(texts)]) == whole
