@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -28,12 +27,11 @@ from server.models import ModelService
 from server.moderation import ModerationService
 from server.registry import Loader, Registry, load_model
 from server.settings import Settings
+from server.tickets import Submitter
 
 MODERATION = moderation_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
-#: Threads that tokenize and render prompts; the tokenizer releases the interpreter lock.
-_SUBMIT_THREADS = 2
 _ENGINE_CHECK_S = 0.25
 
 
@@ -50,7 +48,7 @@ class App:
             for service in (MODERATION, GENERATION)
         }
         self.address = settings.address
-        self._executor = ThreadPoolExecutor(_SUBMIT_THREADS, thread_name_prefix="submit")
+        self._submitter = Submitter()
         self._loaded = False
         self._server = self._build()
 
@@ -90,7 +88,7 @@ class App:
         """Drain and free everything."""
         await drain(self._server, self.health, request, self.settings.drain_delay_s, self.settings.grace_s)
         await self.registry.close()
-        self._executor.shutdown()
+        self._submitter.close()
         log.event(logging.INFO, "stopped")
 
     def _build(self) -> grpc.aio.Server:
@@ -105,9 +103,9 @@ class App:
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(self.registry, self._executor)
+        moderation = ModerationService(self.registry, self._submitter)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
-        generation = GenerationService(self.registry, self._executor, settings)
+        generation = GenerationService(self.registry, self._submitter, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)

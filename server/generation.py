@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
 from typing import Any
 
 import grpc.aio
@@ -18,6 +17,7 @@ from server.errors import SlowReaderError
 from server.feed import Feed
 from server.registry import Registry
 from server.settings import Settings
+from server.tickets import Submitter
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -25,9 +25,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, executor: Executor, settings: Settings) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, settings: Settings) -> None:
         self._registry = registry
-        self._executor = executor
+        self._submitter = submitter
         self._settings = settings
 
     async def Generate(  # noqa: N802 - gRPC's name
@@ -74,7 +74,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         def submission() -> Ticket[Generation]:
             return generator.submit(task, feed.push if feed else lambda delta: None, deadline)
 
-        ticket = await tickets.submit(self._executor, submission)
+        ticket = await self._submitter.submit(request.ByteSize(), submission)
         if feed is not None:
             feed.stop = ticket.cancel
             ticket.future.add_done_callback(lambda _: feed.finish())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from guard.v1 import moderation_pb2, moderation_pb2_grpc
 from server import call, convert, status, tickets
 from server.call import Call
 from server.registry import Registry
+from server.tickets import Submitter
 
 MAX_BATCH = 256
 #: Items of one batch in the engine at a time: enough to keep it busy, few enough to leave room in its queue for others.
@@ -26,9 +26,9 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, executor: Executor) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter) -> None:
         self._registry = registry
-        self._executor = executor
+        self._submitter = submitter
 
     async def Classify(  # noqa: N802 - gRPC's name
         self, request: moderation_pb2.ClassifyRequest, context: _Context
@@ -77,6 +77,7 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
         task = convert.classify_task(request)
         entry, classifier = self._registry.guard(request.model)
-        ticket = await tickets.submit(self._executor, partial(classifier.submit, task, this.deadline))
+        submission = partial(classifier.submit, task, this.deadline)
+        ticket = await self._submitter.submit(request.ByteSize(), submission)
         judgement = await tickets.result(ticket)
         return convert.classify_response(judgement, task, entry.name, this.request_id, this.elapsed_s)

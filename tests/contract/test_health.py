@@ -85,9 +85,10 @@ async def test_a_watcher_does_not_hold_up_the_stop(models: FakeModels) -> None:
         request = StopRequest()
         request.ask(patient=False)
         began = time.monotonic()
+        told = asyncio.ensure_future(watch.read())
         await server.app.stop(request)
         assert time.monotonic() - began < 2
-        assert (await watch.read()).status == Status.NOT_SERVING
+        assert (await told).status == Status.NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
 
 
