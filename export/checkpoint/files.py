@@ -18,7 +18,10 @@ from export.messages import quoted
 from guard.errors import CheckpointError
 
 #: config.json, tokenizer.json and the like; Llama 3's tokenizer.json is 17 MB.
-MAX_TEXT_BYTES: Final = 128 << 20
+MAX_TEXT_BYTES: Final = 40 << 20
+#: Objects and lists in one JSON text (a tokenizer.json may have a list for each of Llama 3's 280,147 merges): an empty
+#: one is 2 bytes in the file and over 60 in memory.
+_MAX_JSON_CONTAINERS: Final = 1 << 20
 _HASH_CHUNK_BYTES: Final = 4 << 20
 
 
@@ -113,6 +116,8 @@ class FileReader:
 
 def parse_json_object(data: bytes, where: str) -> dict[str, Any]:
     """Strict JSON: UTF-8, one object, no duplicate keys, no NaN; raises CheckpointError naming ``where``."""
+    if data.count(b"[") + data.count(b"{") > _MAX_JSON_CONTAINERS:
+        raise CheckpointError(f"{where}: more than {_MAX_JSON_CONTAINERS} JSON objects and lists")
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:

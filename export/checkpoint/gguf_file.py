@@ -22,8 +22,9 @@ from export.checkpoint.safetensors import row_range
 from export.messages import quoted
 from guard.errors import CheckpointError, UnsupportedError
 
-#: Llama 3's vocabulary and merges take 8 MB; everything before the tensor data must fit this.
-MAX_HEADER_BYTES: Final = 64 << 20
+#: Llama 3's vocabulary and merges take 8 MB; everything before the tensor data must fit this (a hostile file of that
+#: size makes 160 MB of Python texts).
+MAX_HEADER_BYTES: Final = 24 << 20
 _MAX_ENTRIES: Final = 1 << 16  # metadata keys, tensors
 _MAX_STRINGS: Final = 1 << 20  # in one array; Llama 3 has 280,147 merges
 _MAX_NAME_BYTES: Final = 1 << 16

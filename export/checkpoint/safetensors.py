@@ -19,9 +19,9 @@ from export.checkpoint.model import Float32
 from export.messages import quoted
 from guard.errors import CheckpointError, UnsupportedError
 
-#: The reference implementation allows 100 MB; a real header has about 120 bytes a tensor, so this still fits 100,000
+#: The reference implementation allows 100 MB; a real header has about 120 bytes a tensor, so this still fits 30,000
 #: of them, and the Python objects of a hostile header stay small.
-MAX_HEADER_BYTES: Final = 12 << 20
+MAX_HEADER_BYTES: Final = 4 << 20
 _MAX_DIMENSIONS: Final = 8
 _CHUNK_ITEMS: Final = 4 << 20  # items converted at once: bounds the temporary memory beside the result
 

@@ -112,7 +112,9 @@ def _tokenizer_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": [texts[token_id] for token_id in sorted(texts)],
         "tokenizer.ggml.token_type": [int(kind) for kind in kinds],
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in tokenizer["model"]["merges"]],
+        "tokenizer.ggml.merges": [
+            pair if isinstance(pair, str) else " ".join(pair) for pair in tokenizer["model"]["merges"]
+        ],
         "tokenizer.ggml.bos_token_id": checkpoint.tokens.bos,
         "tokenizer.ggml.eos_token_id": checkpoint.tokens.control["<|eot_id|>"],
         "tokenizer.chat_template": checkpoint.chat_template,

@@ -83,6 +83,12 @@ def test_a_dangling_link_is_not_an_absent_file(tmp_path: Path) -> None:
         FileReader(tmp_path).read_optional_json("x.json")
 
 
+def test_json_of_countless_lists_is_refused_before_parsing() -> None:
+    data = b'{"a": [' + b"[]," * (1 << 20) + b"[]]}"
+    with pytest.raises(CheckpointError, match="more than 1048576"):
+        parse_json_object(data, "where")
+
+
 @pytest.mark.parametrize("data", [b"", b"5", b"[1]", b"{]", b'{"a": Infinity}', b'{"a": "\xc3"}', b'{"a": 1, "a": 1}'])
 def test_json_is_strict(data: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"^where: "):
