@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import types
 import typing
@@ -18,6 +19,8 @@ from server.errors import SettingsError
 PREFIX = "GUARD_"
 #: Kubernetes puts GUARD_SERVICE_HOST, GUARD_PORT_50051_TCP_ADDR and so on into every pod beside a Service "guard".
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
+_UNIX = ("unix:", "unix-abstract:")
+_HOST_PORT = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 MIB = 1 << 20
 
 
@@ -90,6 +93,9 @@ class Settings:
             "guard", bool(self.guard or self.instruct or self.admin), "no model to serve: set guard, instruct, or both"
         )
         _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
+        host_port = _HOST_PORT.fullmatch(self.address)
+        good = self.address.startswith(_UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
+        _check("address", good, "expected HOST:PORT, [IPV6]:PORT or unix:PATH")
         _check(
             "address",
             self.allow_insecure or is_local(self.address),
@@ -130,8 +136,11 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
 
 def is_local(address: str) -> bool:
     """Whether only this machine can reach ``address``."""
-    host = address.rpartition(":")[0]
-    return address.startswith(("unix:", "unix-abstract:")) or host in ("localhost", "[::1]") or host.startswith("127.")
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return address.startswith(_UNIX) or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check(name: str, good: bool, problem: str) -> None:

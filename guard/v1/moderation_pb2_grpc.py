@@ -28,10 +28,11 @@ if _version_not_supported:
 class ModerationServiceStub:
     """Judges text against the hazard categories of a guard model.
 
-    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), RESOURCE_EXHAUSTED (queue, memory
-    or message size; with google.rpc.RetryInfo when waiting helps), UNAVAILABLE (loading, draining or engine down),
-    FAILED_PRECONDITION (no such model is loaded), DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. All carry google.rpc.ErrorInfo
-    with domain "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
+    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), UNIMPLEMENTED (a field or a model
+    feature that this server does not offer), RESOURCE_EXHAUSTED (queue, memory or message size; with google.rpc.RetryInfo when
+    waiting helps), UNAVAILABLE (loading, draining or engine down), FAILED_PRECONDITION (no such model is loaded),
+    DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. Those that the service itself decides on carry google.rpc.ErrorInfo with domain
+    "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
     """
 
     def __init__(self, channel):
@@ -60,10 +61,11 @@ class ModerationServiceStub:
 class ModerationServiceServicer:
     """Judges text against the hazard categories of a guard model.
 
-    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), RESOURCE_EXHAUSTED (queue, memory
-    or message size; with google.rpc.RetryInfo when waiting helps), UNAVAILABLE (loading, draining or engine down),
-    FAILED_PRECONDITION (no such model is loaded), DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. All carry google.rpc.ErrorInfo
-    with domain "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
+    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), UNIMPLEMENTED (a field or a model
+    feature that this server does not offer), RESOURCE_EXHAUSTED (queue, memory or message size; with google.rpc.RetryInfo when
+    waiting helps), UNAVAILABLE (loading, draining or engine down), FAILED_PRECONDITION (no such model is loaded),
+    DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. Those that the service itself decides on carry google.rpc.ErrorInfo with domain
+    "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
     """
 
     def Classify(self, request, context):
@@ -117,10 +119,11 @@ def add_ModerationServiceServicer_to_server(servicer, server):
 class ModerationService:
     """Judges text against the hazard categories of a guard model.
 
-    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), RESOURCE_EXHAUSTED (queue, memory
-    or message size; with google.rpc.RetryInfo when waiting helps), UNAVAILABLE (loading, draining or engine down),
-    FAILED_PRECONDITION (no such model is loaded), DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. All carry google.rpc.ErrorInfo
-    with domain "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
+    Errors of every method: INVALID_ARGUMENT (with google.rpc.BadRequest naming the field), UNIMPLEMENTED (a field or a model
+    feature that this server does not offer), RESOURCE_EXHAUSTED (queue, memory or message size; with google.rpc.RetryInfo when
+    waiting helps), UNAVAILABLE (loading, draining or engine down), FAILED_PRECONDITION (no such model is loaded),
+    DEADLINE_EXCEEDED, CANCELLED, and INTERNAL. Those that the service itself decides on carry google.rpc.ErrorInfo with domain
+    "guardlet" and an UPPER_SNAKE reason. An error is never a verdict: a caller that gets one has no answer.
     """
 
     @staticmethod

@@ -54,7 +54,7 @@ async def test_ten_times_the_capacity(models: FakeModels) -> None:
 
 
 async def test_bytes_are_limited_too(models: FakeModels) -> None:
-    models.step_seconds = 0.2
+    models.step_seconds = 0.03
     async with running(models, max_message_mib=0.01, max_queued_mib=0.01) as server:
         gate = server.app.gates["guard.v1.ModerationService"]
         first = asyncio.ensure_future(server.moderation.Classify(question("x" * 3000)))

@@ -214,7 +214,7 @@ async def test_memory_stays_flat_under_bombs_and_crowds() -> None:
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         peak = resident_mib(process.process.pid, "VmHWM")
         for _ in range(10):
-            calls = [client.moderation.Classify(question("y" * 1000)) for _ in range(200)]
+            calls = [client.moderation.Classify(question("y" * 50)) for _ in range(200)]
             await asyncio.gather(*calls, return_exceptions=True)
         assert peak - before < 32
         assert resident_mib(process.process.pid) - before < 32

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guard.errors import OverloadedError
+from server.limits import Gate, Limits
+
+
+def test_requests_and_bytes_are_both_limits() -> None:
+    gate = Gate(Limits(requests=2, bytes=100))
+    with gate.admit(60):
+        with pytest.raises(OverloadedError, match="60 bytes") as caught, gate.admit(41):
+            pass
+        assert 0.1 <= caught.value.retry_after_s <= 30
+        with gate.admit(40):
+            with pytest.raises(OverloadedError, match="2 requests"), gate.admit(0):
+                pass
+            assert (gate.requests, gate.bytes) == (2, 100)
+    assert (gate.requests, gate.bytes) == (0, 0)
+
+
+def test_a_failed_call_gives_its_permit_back() -> None:
+    gate = Gate(Limits(requests=1, bytes=10))
+    for _ in range(3):
+        with pytest.raises(RuntimeError), gate.admit(10):
+            raise RuntimeError
+    assert (gate.requests, gate.bytes) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=60))
+def test_never_above_the_limits_and_empty_at_the_end(steps: list[tuple[int, bool]]) -> None:
+    """``steps``: sizes that ask to enter, and whether somebody leaves afterwards."""
+    gate = Gate(Limits(requests=5, bytes=80))
+    inside: list[contextlib.ExitStack] = []
+    for size, leave in steps:
+        stack = contextlib.ExitStack()
+        with contextlib.suppress(OverloadedError):
+            stack.enter_context(gate.admit(size))
+            inside.append(stack)
+        assert gate.requests == len(inside) <= 5
+        assert gate.bytes <= 80
+        if leave and inside:
+            inside.pop(0).close()
+    for stack in inside:
+        stack.close()
+    assert (gate.requests, gate.bytes) == (0, 0)
