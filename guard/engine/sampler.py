@@ -50,7 +50,9 @@ class Sampler:
             raise ModelOutputError("the model's logits are not finite")
         if self._params.temperature == 0.0:
             return int(np.argmax(logits))
-        rows, probabilities = self._candidates(logits.astype(np.float64) / self._params.temperature)
+        below_best = logits.astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):  # a tiny temperature: -inf for all but the best, which is right
+            rows, probabilities = self._candidates(below_best / self._params.temperature)
         # Inverse of the cumulative distribution: one draw a token, whatever the number of candidates.
         index = np.searchsorted(np.cumsum(probabilities), self._random.random() * probabilities.sum(), side="right")
         return int(rows[min(int(index), len(rows) - 1)])

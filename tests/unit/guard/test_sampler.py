@@ -36,6 +36,12 @@ def test_top_k_and_top_p_cut_the_tail_and_renormalize() -> None:
     assert draws(SamplingParams(temperature=1.0, top_p=0.01, seed=1))[0] == 1
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-12])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, top_p=0.9, seed=1))
+    assert [sampler.choose(LOGITS * 100) for _ in range(10)] == [0] * 10
+
+
 @given(seed=st.integers(0, (1 << 64) - 1))
 def test_same_seed_same_draws(seed: int) -> None:
     params = SamplingParams(temperature=1.5, seed=seed)
