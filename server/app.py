@@ -135,8 +135,10 @@ async def serve(settings: Settings, loader: Loader = load_model) -> int:
     status = 0
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and (error := loading.exception()) is not None:
-        message = str(error) if isinstance(error, GuardError) else "internal error"
-        log.event(logging.ERROR, "load_failed", error=error, message=message)
+        if isinstance(error, GuardError):
+            log.event(logging.ERROR, "load_failed", message=str(error))
+        else:
+            log.event(logging.ERROR, "load_failed", error=error)
         status = 1
         stop.ask(patient=False)
     await asyncio.wait({dying, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -18,7 +18,8 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
-        self._patient = True
+        #: Whether the drain delay is wanted.
+        self.patient = True
 
     def install(self) -> None:
         """Handle the signals of this process; main thread only."""
@@ -30,13 +31,8 @@ class StopRequest:
         """Ask for a stop; the second time, to hurry."""
         if self._asked.is_set():
             self._hurried.set()
-        self._patient = patient
+        self.patient = patient
         self._asked.set()
-
-    @property
-    def asked(self) -> bool:
-        """Whether a stop was asked for."""
-        return self._asked.is_set()
 
     async def wait(self) -> None:
         """Until a stop is asked for."""
@@ -44,8 +40,6 @@ class StopRequest:
 
     async def pause(self, seconds: float) -> None:
         """The drain delay: until ``seconds`` have passed, or somebody is in a hurry."""
-        if not self._patient:
-            return
         try:
             async with asyncio.timeout(seconds):
                 await self._hurried.wait()
@@ -60,6 +54,7 @@ class StopRequest:
 async def drain(server: grpc.aio.Server, health: Health, stop: StopRequest, delay_s: float, grace_s: float) -> None:
     """Stop ``server``. Calls in flight have ``grace_s`` seconds to finish, none when somebody is in a hurry."""
     health.shut_down()
+    delay_s = delay_s if stop.patient else 0.0
     log.event(logging.INFO, "draining", delay_s=delay_s, grace_s=grace_s)
     await stop.pause(delay_s)
     health.end_watches()

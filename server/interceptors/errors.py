@@ -28,5 +28,12 @@ class ErrorInterceptor(Around):
         except GuardError as error:
             await status.abort(context, status.failure(error, request_id))
         except Exception as error:  # noqa: BLE001 - the last place that can keep an error's text inside
-            log.event(logging.ERROR, "internal_error", error=error, method=method, request_id=request_id)
+            log.event(logging.ERROR, "internal_error", error=_innermost(error), method=method, request_id=request_id)
             await status.abort(context, status.failure(error, request_id))
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """The first of the errors that a group of tasks ended with; the group itself says nothing about the place."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

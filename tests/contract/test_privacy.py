@@ -107,6 +107,9 @@ async def test_unknown_errors_keep_their_text(
     batch = await refused(server.moderation.BatchClassify(BatchClassifyRequest(requests=[question(CANARY)])))
     assert batch.code is grpc.StatusCode.INTERNAL
     assert CANARY not in batch.everything + logs.getvalue()
+    found = [line for line in lines(logs) if line["event"] == "internal_error"][-1]
+    assert found["exception"] == "RuntimeError"
+    assert "test_privacy.py" in found["at"][-1]
 
 
 async def test_access_log_line(server: Running, logs: io.StringIO) -> None:

@@ -1,0 +1,63 @@
+"""Random and mangled requests: each gets an answer or is told that it is wrong; never INTERNAL, never UNKNOWN."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import grpc
+import pytest
+
+from guard.v1.generation_pb2 import GenerateRequest
+from guard.v1.moderation_pb2 import BatchClassifyRequest, CustomCategory, Policy
+
+from .running import Running, message, question
+
+ALLOWED = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.FAILED_PRECONDITION}
+POLICY = Policy(
+    threshold=0.5,
+    category_thresholds={"S1": 0.4},
+    excluded_categories=["S10"],
+    custom_categories=[CustomCategory(code="S2", name="Theft", description="Taking things.")],
+)
+SEEDS = {
+    "/guard.v1.ModerationService/Classify": question("hello", "there", "you", request_id="id", policy=POLICY, mode=1),
+    "/guard.v1.ModerationService/BatchClassify": BatchClassifyRequest(requests=[question("a"), question("b", "c")]),
+    "/guard.v1.GenerationService/Generate": GenerateRequest(
+        messages=[message("hi")], max_tokens=3, temperature=0.5, top_p=0.9, top_k=5, seed=1, stop=["x"]
+    ),
+}
+
+
+def mangled(data: bytes, chance: random.Random) -> bytes:
+    """``data`` with some bytes changed, dropped, doubled or added."""
+    made = bytearray(data)
+    for _ in range(chance.randint(1, 2)):
+        at = chance.randrange(len(made) + 1)
+        match chance.randrange(4):
+            case 0:
+                made[at : at + 1] = chance.randbytes(1)
+            case 1:
+                del made[at : at + chance.randint(1, 4)]
+            case 2:
+                made[at:at] = made[at : at + 8]
+            case _:
+                made[at:at] = chance.randbytes(chance.randint(1, 8))
+    return bytes(made)
+
+
+@pytest.mark.parametrize("method", SEEDS)
+async def test_mangled_requests(server: Running, method: str) -> None:
+    call = server.channel.unary_unary(method)
+    outcomes: Counter[str] = Counter()
+    for seed in range(400):
+        chance = random.Random(seed)
+        data = mangled(SEEDS[method].SerializeToString(), chance)
+        try:
+            await call(data, timeout=10)
+            outcomes["OK"] += 1
+        except grpc.aio.AioRpcError as error:
+            assert error.code() in ALLOWED, f"seed {seed}: {error}"
+            outcomes[error.code().name] += 1
+    assert outcomes["OK"] > 5, outcomes
+    assert outcomes["INVALID_ARGUMENT"] > 50, outcomes
