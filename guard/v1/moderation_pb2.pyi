@@ -40,6 +40,14 @@ class InputSignal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     INPUT_SIGNAL_UNSPECIFIED: _ClassVar[InputSignal]
     INPUT_SIGNAL_FORGED_DELIMITER: _ClassVar[InputSignal]
+
+class TextView(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TEXT_VIEW_UNSPECIFIED: _ClassVar[TextView]
+    TEXT_VIEW_RAW: _ClassVar[TextView]
+    TEXT_VIEW_NORMALIZED: _ClassVar[TextView]
+    TEXT_VIEW_DELEETED: _ClassVar[TextView]
+    TEXT_VIEW_DECODED: _ClassVar[TextView]
 ROLE_UNSPECIFIED: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
@@ -56,6 +64,23 @@ CLASSIFICATION_MODE_ONE_PASS: ClassificationMode
 CLASSIFICATION_MODE_EXACT: ClassificationMode
 INPUT_SIGNAL_UNSPECIFIED: InputSignal
 INPUT_SIGNAL_FORGED_DELIMITER: InputSignal
+TEXT_VIEW_UNSPECIFIED: TextView
+TEXT_VIEW_RAW: TextView
+TEXT_VIEW_NORMALIZED: TextView
+TEXT_VIEW_DELEETED: TextView
+TEXT_VIEW_DECODED: TextView
+
+class TextWindow(_message.Message):
+    __slots__ = ("start", "end", "index", "count")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    index: int
+    count: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., index: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content", "tool_calls", "tool_call_id")
@@ -159,7 +184,7 @@ class Timings(_message.Message):
     def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals")
+    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals", "view", "window", "passes", "context_messages_left_out")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +195,10 @@ class ClassifyResponse(_message.Message):
     TARGET_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     SIGNALS_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    PASSES_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_MESSAGES_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     verdict: Verdict
     unsafe_score: float
@@ -180,7 +209,11 @@ class ClassifyResponse(_message.Message):
     target: Target
     mode: ClassificationMode
     signals: _containers.RepeatedScalarFieldContainer[InputSignal]
-    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ...) -> None: ...
+    view: TextView
+    window: TextWindow
+    passes: int
+    context_messages_left_out: int
+    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., passes: _Optional[int] = ..., context_messages_left_out: _Optional[int] = ...) -> None: ...
 
 class BatchClassifyRequest(_message.Message):
     __slots__ = ("request_id", "requests")
