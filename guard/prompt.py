@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guard.bundle.guard_format import AnswerTokens, GuardFormat
@@ -91,7 +92,7 @@ class GuardPromptBuilder:
         """
         prefix, rest, forged = self._segments(conversation, target, policy)
         token_ids = self._tokenizer.encode([*prefix, *rest])
-        shared = _common_prefix(self._tokenizer.encode(prefix), token_ids)
+        shared = common_prefix(self._tokenizer.encode(prefix), token_ids)
         return GuardPrompt(tuple(token_ids), shared, forged)
 
     def render(self, conversation: Conversation, target: Target, policy: Policy) -> str:
@@ -183,7 +184,8 @@ def _fill(pattern: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: values[match[1]], pattern)
 
 
-def _common_prefix(first: list[int], second: list[int]) -> int:
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
     for index, (left, right) in enumerate(zip(first, second, strict=False)):
         if left != right:
             return index

@@ -51,6 +51,11 @@ class Tokenizer:
             raise BundleError("tokenizer.json: encodes ordinary text to a control token")
         return ids
 
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Start and end, in characters, of each token of ``text``."""
+        spans: list[tuple[int, int]] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets
+        return spans
+
     def encode(self, segments: Iterable[Segment]) -> list[int]:
         """Token ids of a prompt: the same as tokenizing the whole text at once, except that users' text has no
         control tokens.

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guard.errors import ModelOutputError
+from guard.normalize import ViewKind
 from guard.policy import Policy
 from guard.taxonomy import HAZARDS
 
@@ -27,6 +28,16 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
+class Window:
+    """Characters ``start`` to ``end`` of a view's text: window ``index`` of ``count``."""
+
+    start: int
+    end: int
+    index: int
+    count: int
+
+
+@dataclass(frozen=True)
 class CategoryScore:
     """``score`` = P(unsafe) * P(this category is the one named first | unsafe), in 0..1."""
 
@@ -38,13 +49,22 @@ class CategoryScore:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reasons. ``mode`` says how the categories were read. Times in seconds."""
+    """A verdict with its reasons. ``mode`` says how the categories were read. Times in seconds.
+
+    Long texts are read in windows and disguised ones in several views: this is the worst of those passes, ``view`` and
+    ``window`` say which, and ``passes`` how many were made (fewer than planned when an unsafe one ended the scan).
+    Tokens are those of all passes.
+    """
 
     verdict: Verdict
     unsafe_score: float
     categories: tuple[CategoryScore, ...]
     mode: Literal["one_pass", "exact"]
     forged_delimiters: bool
+    view: ViewKind
+    window: Window
+    context_left_out: int
+    passes: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int

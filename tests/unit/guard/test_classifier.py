@@ -12,6 +12,7 @@ from guard.engine.engine import Engine
 from guard.engine.kv_cache import Float32
 from guard.engine.settings import EngineSettings
 from guard.errors import InputTooLongError, ModelOutputError
+from guard.normalize import ViewKind
 from guard.policy import Policy
 from guard.testing import FakeRunner, logits_for
 from guard.verdict import Verdict
@@ -49,7 +50,7 @@ def classifier(tmp_path: Path) -> Iterator[Classifier]:
 
 
 def started(tmp_path: Path, answer: Callable[[tuple[int, ...]], Float32]) -> Iterator[Classifier]:
-    engine = Engine(EngineSettings(prefill_chunk=16), "test")
+    engine = Engine(EngineSettings(prefill_chunk=200), "test")
     classifier = Classifier(write_bundle(tmp_path / "bundle", "guard"), FakeRunner(answer, rows=ROWS), engine)
     yield classifier
     classifier.close()
@@ -85,7 +86,7 @@ def test_one_pass_reuses_the_prefix_and_decodes_nothing(classifier: Classifier) 
 
 
 def test_chunks_of_prefill_change_nothing(classifier: Classifier) -> None:
-    long = "x" * 100 + BAD_WORD + "y" * 100
+    long = "x" * 300 + BAD_WORD + "y" * 300
     assert classifier.classify(task(long)).verdict is Verdict.UNSAFE
 
 
@@ -98,11 +99,49 @@ def test_one_request_never_sees_anothers_text(classifier: Classifier) -> None:
 
 
 def test_too_long_is_refused_with_the_numbers_before_any_step(classifier: Classifier) -> None:
-    runner = classifier._runner
+    runner = classifier._reader._runner
     assert isinstance(runner, FakeRunner)
-    with pytest.raises(InputTooLongError, match="the limit is 4096"):
-        classifier.submit(task("x" * 5000))
+    with pytest.raises(InputTooLongError, match="200000 tokens, the limit is 131072"):
+        classifier.submit(task("x" * 200_000))
     assert runner.steps == 0
+
+
+@pytest.mark.parametrize("position", [0, 60_000, 119_000])
+def test_unsafe_part_of_a_long_text_is_found(classifier: Classifier, position: int) -> None:
+    """Failure test 12: 120 KB with one bad word in it."""
+    padding = "all is well. " * 10_000
+    judgement = classifier.classify(task(f"{padding[:position]}{BAD_WORD}{padding[position:119_991]}"))
+    assert judgement.verdict is Verdict.UNSAFE
+    assert judgement.window.start <= position and position + len(BAD_WORD) <= judgement.window.end
+    assert judgement.passes == judgement.window.index + 1 <= judgement.window.count
+
+
+def test_safe_long_text_is_read_to_its_end(classifier: Classifier) -> None:
+    judgement = classifier.classify(task("all is well. " * 1000))
+    assert judgement.verdict is Verdict.SAFE
+    assert judgement.passes == judgement.window.count == 15
+
+
+@pytest.mark.parametrize(
+    ("hidden", "view"),
+    [
+        ("f\u200borbidden", ViewKind.NORMALIZED),
+        ("f0rb1dden", ViewKind.DELEETED),
+        ("read Zm9yYmlkZGVuIGZydWl0IGZvcmJpZGRlbg==", ViewKind.DECODED),
+        (BAD_WORD, ViewKind.RAW),
+    ],
+)
+def test_worst_view_wins_and_is_named(classifier: Classifier, hidden: str, view: ViewKind) -> None:
+    """Failure test 15."""
+    judgement = classifier.classify(task(hidden))
+    assert (judgement.verdict, judgement.view) == (Verdict.UNSAFE, view)
+
+
+def test_earlier_messages_that_do_not_fit_are_counted(classifier: Classifier) -> None:
+    turns = [Message((Role.USER, Role.ASSISTANT)[index % 2], "x" * 300) for index in range(8)]
+    conversation = Conversation((*turns, Message(Role.USER, "now")))
+    judgement = classifier.classify(ClassifyTask(conversation, Target.PROMPT))
+    assert judgement.context_left_out == 5
 
 
 @pytest.mark.parametrize("mode", ["one_pass", "exact"])
