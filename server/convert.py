@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import cast
 
 from guard.classifier import ClassifyTask, Mode
@@ -15,6 +16,7 @@ from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.sampler import SamplingParams
 from guard.errors import InvalidInputError
 from guard.generator import FinishReason, GenerateTask, Generation
+from guard.normalize import ViewKind
 from guard.policy import CustomCategory, Policy
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
 from guard.verdict import Judgement, Verdict
@@ -41,6 +43,12 @@ _TARGET_NUMBERS = {Target.PROMPT: moderation_pb2.TARGET_PROMPT, Target.RESPONSE:
 _MODE_NUMBERS: dict[Mode, moderation_pb2.ClassificationMode] = {
     "one_pass": moderation_pb2.CLASSIFICATION_MODE_ONE_PASS,
     "exact": moderation_pb2.CLASSIFICATION_MODE_EXACT,
+}
+_VIEWS = {
+    ViewKind.RAW: moderation_pb2.TEXT_VIEW_RAW,
+    ViewKind.NORMALIZED: moderation_pb2.TEXT_VIEW_NORMALIZED,
+    ViewKind.DELEETED: moderation_pb2.TEXT_VIEW_DELEETED,
+    ViewKind.DECODED: moderation_pb2.TEXT_VIEW_DECODED,
 }
 _VERDICTS = {Verdict.SAFE: moderation_pb2.VERDICT_SAFE, Verdict.UNSAFE: moderation_pb2.VERDICT_UNSAFE}
 _FINISH_REASONS = {
@@ -97,6 +105,10 @@ def classify_response(
         target=_TARGET_NUMBERS[task.target],
         mode=_MODE_NUMBERS[judgement.mode],
         signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER] if judgement.forged_delimiters else [],
+        view=_VIEWS[judgement.view],
+        window=moderation_pb2.TextWindow(**asdict(judgement.window)),
+        passes=judgement.passes,
+        context_messages_left_out=judgement.context_left_out,
     )
 
 

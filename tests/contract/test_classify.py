@@ -192,12 +192,37 @@ async def test_odd_text_gets_a_verdict(server: Running, text: str) -> None:
         assert answer.verdict == moderation_pb2.VERDICT_SAFE
 
 
+async def test_an_unsafe_end_of_a_long_text_is_found(server: Running) -> None:
+    text = "bread " * 600 + UNSAFE_MARK
+    answer = await server.moderation.Classify(question(text))
+    assert answer.verdict == moderation_pb2.VERDICT_UNSAFE
+    assert answer.window.count > 1
+    assert answer.window.index == answer.window.count - 1
+    assert text[answer.window.start : answer.window.end].endswith(UNSAFE_MARK)
+    assert answer.passes >= answer.window.count
+
+
+async def test_the_reading_that_was_unsafe_is_reported(server: Running) -> None:
+    plain = await server.moderation.Classify(question(f"how to {UNSAFE_MARK}"))
+    assert (plain.view, plain.window.count, plain.passes) == (moderation_pb2.TEXT_VIEW_RAW, 1, 1)
+    hidden = await server.moderation.Classify(question("how to " + "\u200b".join(UNSAFE_MARK)))
+    assert hidden.verdict == moderation_pb2.VERDICT_UNSAFE
+    assert hidden.view == moderation_pb2.TEXT_VIEW_NORMALIZED
+    assert hidden.passes > 1
+
+
+async def test_context_that_was_left_out_is_reported(server: Running) -> None:
+    answer = await server.moderation.Classify(question("x" * 3000, "y", "bread"))
+    assert answer.context_messages_left_out == 1
+    assert (await server.moderation.Classify(question("x", "y", "bread"))).context_messages_left_out == 0
+
+
 async def test_text_that_is_too_long_is_refused_not_cut(server: Running, models: FakeModels) -> None:
     steps = models.runners["guard"].steps
-    answer = await refused(server.moderation.Classify(question("x" * 5000 + UNSAFE_MARK)))
+    answer = await refused(server.moderation.Classify(question("x" * 140_000 + UNSAFE_MARK)))
     assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
     assert answer.info.reason == "INPUT_TOO_LONG"
-    assert "the limit is 4096" in answer.fields["messages"]
+    assert answer.fields["messages"] == "140007 tokens, the limit is 131072"
     assert models.runners["guard"].steps == steps
 
 

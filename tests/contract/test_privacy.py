@@ -60,7 +60,7 @@ async def test_canary_is_in_no_error_and_no_log(
         *(server.moderation.Classify(question(text, policy=policy)) for policy in policies),
         server.moderation.Classify(question(text, request_id=f"{CANARY} !")),
         server.moderation.Classify(question(text, model=CANARY)),
-        server.moderation.Classify(question(text + "x" * 5000)),
+        server.moderation.Classify(question(text + "x" * 140_000)),
         server.moderation.Classify(question(text + BROKEN_MARK)),
         server.moderation.Classify(ClassifyRequest(messages=[message(text), message(text)])),
         server.generation.Generate(GenerateRequest(messages=[message(text, ASSISTANT)])),

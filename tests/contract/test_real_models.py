@@ -93,7 +93,7 @@ async def test_generate_and_stream_agree(real: Running) -> None:
 
 
 async def test_too_long_is_refused(real: Running) -> None:
-    answer = await refused(real.moderation.Classify(question("word " * 5000)))
+    answer = await refused(real.moderation.Classify(question("word " * 140_000)))
     assert answer.info.reason == "INPUT_TOO_LONG"
     answer = await refused(real.generation.Generate(GenerateRequest(messages=[message("hi")], max_tokens=2040)))
     assert list(answer.fields) == ["max_tokens"]

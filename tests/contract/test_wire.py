@@ -57,8 +57,8 @@ async def test_unreadable_requests_are_invalid_and_leak_nothing(server: Running,
 )
 async def test_unreadable_requests_in_streams(server: Running, method: str) -> None:
     call = server.channel.stream_stream(method)(timeout=5)
-    await call.write(TRUNCATED)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.write(TRUNCATED)
         await call.read()
     answer = refusal(caught.value)
     assert answer.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED)
