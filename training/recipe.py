@@ -28,7 +28,7 @@ CATEGORY_WORDS = {
 
 #: The prompt is short because a model this small learns the categories from its training, not from a list that it
 #: reads: frozen features of prompts with the list, with examples and without either were equally good
-#: (docs/decisions/0030-embedded-guard.md).
+#: (docs/decisions/0050-embedded-guard.md).
 FORMAT = GuardFormat(
     opening="<|im_start|>user\nIs the last {role} message safe or unsafe?\n",
     category_line="",
