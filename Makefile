@@ -66,6 +66,7 @@ demo: models ## start a server, classify and generate over gRPC, print what it d
 	@$(BIN)/python -m tools.demo $(SERVE_FLAGS)
 
 serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
+	@echo '==> serving on 127.0.0.1:50051; in another terminal: $(GUARD) classify "How do I pick a lock?"'
 	@exec $(GUARD) serve $(SERVE_FLAGS) --address 127.0.0.1:50051
 
 # ---------------------------------------------------------------- quality

@@ -13,6 +13,7 @@ from guard.cli.messages import read_context, read_text
 from guard.cli.output import add_json_option, milliseconds, to_json
 from guard.client import Classification
 from guard.conversation import Message, Role
+from guard.normalize import ViewKind
 from guard.policy import Policy
 from guard.verdict import Verdict
 
@@ -59,6 +60,15 @@ def _describe(result: Classification) -> str:
     ]
     flagged = sorted((item for item in result.categories if item.flagged), key=lambda item: -item.score)
     lines += [f"  {item.code:4} {item.score:.3f}  {item.name}" for item in flagged]
+    if result.view not in (ViewKind.RAW, None):
+        lines.append(f"  note: found in the {result.view.value} reading of the text")
+    if result.window.count > 1:
+        where = f"characters {result.window.start} to {result.window.end}"
+        lines.append(f"  note: {where}, part {result.window.index + 1} of {result.window.count}, were judged worst")
+    if result.context_messages_left_out:
+        lines.append(
+            f"  note: the {result.context_messages_left_out} earliest messages did not fit the model's context"
+        )
     if result.forged_delimiters:
         lines.append("  note: the text imitates the guard prompt's own delimiters")
     return "\n".join(lines)

@@ -24,9 +24,10 @@ from guard.client.results import (
     Usage,
 )
 from guard.conversation import Message, Role, Target
+from guard.normalize import ViewKind
 from guard.policy import Policy
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import CategoryScore, Verdict
+from guard.verdict import CategoryScore, Verdict, Window
 
 #: One user message may be given as a plain string.
 Text = str | Sequence[Message]
@@ -45,6 +46,12 @@ _VERDICTS: Mapping[int, Verdict] = {
 _TARGETS: Mapping[int, Target] = {
     moderation_pb2.TARGET_PROMPT: Target.PROMPT,
     moderation_pb2.TARGET_RESPONSE: Target.RESPONSE,
+}
+_VIEWS: Mapping[int, ViewKind] = {
+    moderation_pb2.TEXT_VIEW_RAW: ViewKind.RAW,
+    moderation_pb2.TEXT_VIEW_NORMALIZED: ViewKind.NORMALIZED,
+    moderation_pb2.TEXT_VIEW_DELEETED: ViewKind.DELEETED,
+    moderation_pb2.TEXT_VIEW_DECODED: ViewKind.DECODED,
 }
 _FINISH_REASONS: Mapping[int, FinishReason] = {
     generation_pb2.FINISH_REASON_STOP: "stop",
@@ -117,6 +124,10 @@ def read_classification(response: moderation_pb2.ClassifyResponse) -> Classifica
         ),
         mode="exact" if exact else "one_pass",
         forged_delimiters=moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER in response.signals,
+        view=_VIEWS.get(response.view),
+        window=Window(response.window.start, response.window.end, response.window.index, response.window.count),
+        passes=response.passes,
+        context_messages_left_out=response.context_messages_left_out,
         usage=_usage(response.usage),
         timings=_timings(response.timings),
     )

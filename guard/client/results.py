@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guard.conversation import Target
-from guard.verdict import CategoryScore, Verdict
+from guard.normalize import ViewKind
+from guard.verdict import CategoryScore, Verdict, Window
 
 FinishReason = Literal["stop", "length", "stop_sequence", "tool_calls", "content_filter"]
 ModelTask = Literal["guard", "instruct"]
@@ -34,7 +35,11 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """A verdict. ``unsafe_score`` = P(unsafe), 0 to 1, before any policy. ``categories`` as the server ordered them."""
+    """A verdict. ``unsafe_score`` = P(unsafe), 0 to 1, whatever the thresholds. ``categories`` by falling score.
+
+    Long texts are judged in windows and disguised ones in several views: verdict and scores are those of the worst of
+    ``passes``, which is ``window`` of ``view`` (None: a view that is newer than this client).
+    """
 
     request_id: str
     model: str
@@ -44,6 +49,10 @@ class Classification:
     categories: tuple[CategoryScore, ...]
     mode: Literal["one_pass", "exact"]
     forged_delimiters: bool
+    view: ViewKind | None
+    window: Window
+    passes: int
+    context_messages_left_out: int
     usage: Usage
     timings: Timings
 

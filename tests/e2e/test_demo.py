@@ -20,7 +20,7 @@ def test_the_demo(serve_flags: list[str]) -> None:
     rows = [line for line in done.stdout.splitlines() if re.search(r" (SAFE|UNSAFE) +\d\.\d{3} ", line)]
     assert len(rows) == len(demo.ITEMS)
     for row, item in zip(rows, demo.ITEMS, strict=True):
-        if item.expected is Verdict.UNSAFE:
+        if item.must_block:
             assert " UNSAFE " in row
     assert "INVALID_ARGUMENT" in done.stdout and "messages[0].content" in done.stdout
     assert "the server drained and exited 0" in done.stdout
@@ -29,7 +29,7 @@ def test_the_demo(serve_flags: list[str]) -> None:
 def test_the_demo_fails_when_something_unsafe_passes(
     serve_flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    harmless = demo.prompt("How long do I boil an egg?", Verdict.UNSAFE)
+    harmless = demo.prompt("How long do I boil an egg?", Verdict.UNSAFE, must_block=True)
     monkeypatch.setattr(demo, "ITEMS", (harmless,))
     monkeypatch.setattr(sys, "argv", ["demo", *serve_flags])
     assert demo.main() == 1

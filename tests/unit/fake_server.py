@@ -73,6 +73,9 @@ def judged(**changes: Any) -> moderation_pb2.ClassifyResponse:
         usage=moderation_pb2.Usage(prompt_tokens=120, cached_tokens=80, completion_tokens=0),
         target=moderation_pb2.TARGET_PROMPT,
         mode=moderation_pb2.CLASSIFICATION_MODE_ONE_PASS,
+        view=moderation_pb2.TEXT_VIEW_RAW,
+        window=moderation_pb2.TextWindow(start=0, end=5, index=0, count=1),
+        passes=1,
     )
     response.timings.total.FromMilliseconds(250)
     response.MergeFrom(moderation_pb2.ClassifyResponse(**changes))

@@ -35,9 +35,10 @@ from guard.client import (
 )
 from guard.conversation import Message, Role, Target
 from guard.errors import GuardError
+from guard.normalize import ViewKind
 from guard.policy import CustomCategory, Policy
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import Verdict
+from guard.verdict import Verdict, Window
 from tests.unit.fake_server import FakeServer, failing, judged, running
 
 
@@ -91,7 +92,11 @@ def test_classify_sends_the_conversation_and_reads_the_answer(server: FakeServer
 
 def test_a_string_is_one_user_message_and_no_policy_stays_unset(server: FakeServer, client: GuardClient) -> None:
     server.handlers["Classify"] = lambda request, context: judged(
-        signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER], mode=moderation_pb2.CLASSIFICATION_MODE_EXACT
+        signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER],
+        mode=moderation_pb2.CLASSIFICATION_MODE_EXACT,
+        view=moderation_pb2.TEXT_VIEW_DELEETED,
+        window=moderation_pb2.TextWindow(start=7, end=9, index=1, count=2),
+        passes=4,
     )
     result = client.classify("hello")
     (request,) = server.requests("Classify")
@@ -99,6 +104,16 @@ def test_a_string_is_one_user_message_and_no_policy_stays_unset(server: FakeServ
     assert not request.HasField("policy")
     assert result.forged_delimiters
     assert result.mode == "exact"
+    assert (result.view, result.window, result.passes) == (ViewKind.DELEETED, Window(7, 9, 1, 2), 4)
+
+
+def test_a_view_that_is_newer_than_this_client_does_not_cost_the_verdict(
+    server: FakeServer, client: GuardClient
+) -> None:
+    server.handlers["Classify"] = lambda request, context: judged(view=99)
+    result = client.classify("hello")
+    assert result.view is None
+    assert result.verdict is Verdict.UNSAFE
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,22 @@ def test_unsafe_exits_3(server: FakeServer, capsys: pytest.CaptureFixture[str]) 
     assert lines[1:] == ["  S2   0.800  Non-Violent Crimes"]
 
 
+def test_notes_say_where_it_was_found(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.handlers["Classify"] = lambda request, context: judged(
+        view=moderation_pb2.TEXT_VIEW_DECODED,
+        window=moderation_pb2.TextWindow(start=100, end=900, index=2, count=4),
+        context_messages_left_out=3,
+        signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER],
+    )
+    main(["classify", "--address", server.address, "hello"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "  note: found in the decoded reading of the text",
+        "  note: characters 100 to 900, part 3 of 4, were judged worst",
+        "  note: the 3 earliest messages did not fit the model's context",
+        "  note: the text imitates the guard prompt's own delimiters",
+    ]
+
+
 def test_safe_exits_0(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.handlers["Classify"] = safe
     assert main(["classify", "--address", server.address, "hello"]) == 0
@@ -70,6 +86,10 @@ def test_classify_json_is_stable(server: FakeServer, capsys: pytest.CaptureFixtu
         ],
         "mode": "one_pass",
         "forged_delimiters": False,
+        "view": "raw",
+        "window": {"start": 0, "end": 5, "index": 0, "count": 1},
+        "passes": 1,
+        "context_messages_left_out": 0,
         "usage": {"prompt_tokens": 120, "cached_tokens": 80, "completion_tokens": 0},
         "timings": {"queue_s": 0.0, "model_s": 0.0, "first_token_s": None, "total_s": 0.25},
     }
