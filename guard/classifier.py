@@ -14,8 +14,9 @@ from guard.policy import Policy
 from guard.prompt import GuardPromptBuilder
 from guard.reader import HeldPrompt, Mode, Reader, Reading
 from guard.scan import Pass, ScanLimits, Scanner
+from guard.streaming import StreamSession, StreamTask
 from guard.tokenizer import Tokenizer
-from guard.verdict import Judgement, Verdict
+from guard.verdict import Judgement, Verdict, worst_of
 
 __all__ = ["Classifier", "ClassifyTask", "Mode"]
 
@@ -67,6 +68,10 @@ class Classifier:
 
         return self.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline)
 
+    def stream(self, task: StreamTask) -> StreamSession:
+        """Begin to judge a message that is still being written; raises what StreamSession raises."""
+        return StreamSession(task, self._scanner, self._reader, self.engine)
+
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""
         self.engine.close()
@@ -85,7 +90,7 @@ class Classifier:
             readings.append((reading, each))
             if reading.verdict is Verdict.UNSAFE:
                 break
-        worst, where = max(readings, key=lambda pair: (pair[0].verdict is Verdict.UNSAFE, pair[0].unsafe_score))
+        worst, where = worst_of(readings, lambda pair: pair[0])
         return Judgement(
             verdict=worst.verdict,
             unsafe_score=worst.unsafe_score,

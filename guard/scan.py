@@ -44,9 +44,9 @@ class Scanner:
     """Plans the passes of one guard model."""
 
     def __init__(self, prompts: GuardPromptBuilder, tokenizer: Tokenizer, limits: ScanLimits) -> None:
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._limits = limits
+        self.prompts = prompts
+        self.tokenizer = tokenizer
+        self.limits = limits
 
     def plan(self, conversation: Conversation, target: Target, policy: Policy) -> tuple[Pass, ...]:
         """At least one pass; the text itself comes before its other views.
@@ -55,30 +55,30 @@ class Scanner:
         """
         check_moderation_turns(conversation, target)
         judged = conversation.messages[-1]
-        context, left_out = self._context(conversation.messages[:-1])
+        context, left_out = self.fit_context(conversation.messages[:-1])
         passes = []
         for view in views(judged.content.strip()):
             for window in self._windows(view.text):
                 piece = view.text[window.start : window.end]
                 if piece.strip():
                     messages = (*context, Message(judged.role, piece))
-                    prompt = self._prompts.build(Conversation(messages), target, policy)
+                    prompt = self.prompts.build(Conversation(messages), target, policy)
                     passes.append(Pass(view.kind, window, prompt, left_out))
         return tuple(passes)
 
-    def _context(self, earlier: tuple[Message, ...]) -> tuple[tuple[Message, ...], int]:
+    def fit_context(self, earlier: tuple[Message, ...]) -> tuple[tuple[Message, ...], int]:
         """The most recent messages that fit together, whole, and how many earlier ones do not."""
-        room, kept = self._limits.context, 0
+        room, kept = self.limits.context, 0
         for message in reversed(earlier):
-            room -= len(self._tokenizer.encode_text(message.content))
+            room -= len(self.tokenizer.encode_text(message.content))
             if room < 0:
                 break
             kept += 1
         return earlier[len(earlier) - kept :], len(earlier) - kept
 
     def _windows(self, text: str) -> Iterator[Window]:
-        spans = self._tokenizer.spans(text)
-        limits = self._limits
+        spans = self.tokenizer.spans(text)
+        limits = self.limits
         if len(spans) > limits.text:
             raise InputTooLongError("messages", len(spans), limits.text)
         if len(spans) <= limits.window:

@@ -33,7 +33,8 @@ TINY_SHAPE = ModelShape(
 
 class FakeRunner:
     """A ``guard.engine.runner.Runner`` that asks ``answers`` for its logits and keeps the token ids in the KV cache
-    itself, so that prefix reuse, rollback and mixed-up caches show in its answers. ``steps`` counts forward calls.
+    itself, so that prefix reuse, rollback and mixed-up caches show in its answers. ``steps`` counts forward calls,
+    ``tokens`` what they were given.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class FakeRunner:
         self.shape = shape
         self.rows = dict(rows) if rows is not None else {token: token for token in range(shape.vocab_size)}
         self.steps = 0
+        self.tokens = 0
         self._answers = answers
         self._step_seconds = step_seconds
 
     def forward(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Float32:
         self.steps += 1
+        self.tokens += len(token_ids)
         time.sleep(self._step_seconds)
         start = cache.length
         cache.grow_to(start + len(token_ids))

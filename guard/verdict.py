@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from guard.normalize import ViewKind
 from guard.policy import Policy
 from guard.taxonomy import HAZARDS
 
+T = TypeVar("T")
 FloatArray = npt.NDArray[np.floating]
 #: Token id to row of a (possibly pruned) LM head.
 HeadRows = Mapping[int, int]
@@ -70,6 +71,20 @@ class Judgement:
     completion_tokens: int
     queue_s: float
     model_s: float
+
+
+class Scored(Protocol):
+    """Anything with a verdict and a score."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def unsafe_score(self) -> float: ...
+
+
+def worst_of(items: Sequence[T], scored: Callable[[T], Scored]) -> T:
+    """The first item with the worst verdict, and the highest score among those."""
+    return max(items, key=lambda item: (scored(item).verdict is Verdict.UNSAFE, scored(item).unsafe_score))
 
 
 def unsafe_probability(logits: FloatArray, rows: HeadRows, safe: int, unsafe: int) -> float:

@@ -86,6 +86,7 @@ class Engine:
         self._active: deque[Ticket[Any]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._held_bytes = 0
         self._step_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
@@ -113,6 +114,19 @@ class Engine:
             self._changed.notify()
         return ticket
 
+    def hold(self, kv_bytes: int) -> None:
+        """Reserve KV cache across jobs, until ``release``. Raises OverloadedError when so much is not free now."""
+        with self._changed:
+            if kv_bytes > self._free_kv_bytes():
+                raise OverloadedError("the KV cache has no room", retry_after_s=max(0.1, self._step_seconds))
+            self._held_bytes += kv_bytes
+
+    def release(self, kv_bytes: int) -> None:
+        """Give back what ``hold`` reserved."""
+        with self._changed:
+            self._held_bytes -= kv_bytes
+            self._changed.notify()
+
     @property
     def alive(self) -> bool:
         """False once closed, or if the thread died."""
@@ -120,9 +134,9 @@ class Engine:
 
     @property
     def kv_bytes_in_use(self) -> int:
-        """Bytes of KV cache reserved by active jobs."""
+        """Bytes of KV cache reserved by active jobs and held across jobs."""
         with self._changed:
-            return sum(ticket.kv_bytes for ticket in self._active)
+            return self.settings.kv_bytes - self._free_kv_bytes()
 
     @property
     def jobs(self) -> int:
@@ -165,12 +179,25 @@ class Engine:
             return False
 
     def _activate(self) -> None:
-        """Move jobs from the queue, in order, while they fit. The queue's head is never overtaken, so none starves."""
-        free = self.settings.kv_bytes - sum(ticket.kv_bytes for ticket in self._active)
-        while self._queued and len(self._active) < self.settings.max_active and self._queued[0].kv_bytes <= free:
+        """Move jobs from the queue, in order, while they fit.
+
+        The queue's head is never overtaken by a job that needs memory, so none starves; jobs that need none (their
+        caller holds it) may pass, or a caller that holds memory and a head that waits for it would wait for each
+        other.
+        """
+        free = self._free_kv_bytes()
+        waiting: deque[Ticket[Any]] = deque()
+        while self._queued and len(self._active) < self.settings.max_active:
             ticket = self._queued.popleft()
+            if ticket.kv_bytes > (0 if waiting else free):
+                waiting.append(ticket)
+                continue
             free -= ticket.kv_bytes
             self._active.append(ticket)
+        self._queued.extendleft(reversed(waiting))
+
+    def _free_kv_bytes(self) -> int:
+        return self.settings.kv_bytes - self._held_bytes - sum(ticket.kv_bytes for ticket in self._active)
 
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,52 +9,21 @@ import pytest
 
 from guard.classifier import Classifier, ClassifyTask, Mode
 from guard.conversation import Conversation, Message, Role, Target
-from guard.engine.engine import Engine
 from guard.engine.kv_cache import Float32
-from guard.engine.settings import EngineSettings
 from guard.errors import InputTooLongError, ModelOutputError
 from guard.normalize import ViewKind
 from guard.policy import Policy
-from guard.testing import FakeRunner, logits_for
+from guard.testing import logits_for
 from guard.verdict import Verdict
 
-from .builders import CATEGORIES, END, FORMAT, SAFE, SEPARATOR, UNSAFE, write_bundle
-
-ROWS = {token: row for row, token in enumerate(FORMAT.answer.head_token_ids())}
-BAD_WORD = "forbidden"
-
-
-def answers(seen: tuple[int, ...]) -> Float32:
-    """A guard that finds the bad word: unsafe, first S2, then S10."""
-    last = seen[-1]
-    bad = bytes(token for token in seen if token < 256)
-    if last == 290:
-        is_unsafe = _spelled(BAD_WORD) in bad
-        return logits_for({SAFE: 0.0, UNSAFE: 3.0 if is_unsafe else -3.0}, ROWS)
-    following = {
-        291: CATEGORIES["S2"],
-        CATEGORIES["S2"]: SEPARATOR,
-        SEPARATOR: CATEGORIES["S10"],
-        CATEGORIES["S10"]: END,
-    }
-    return logits_for({following.get(last, END): 5.0}, ROWS)
-
-
-def _spelled(text: str) -> bytes:
-    # ids of the byte tokenizer are positions in the sorted byte-level alphabet; letters keep their order from "!" on
-    return bytes(ord(letter) - ord("!") for letter in text)
+from .builders import CATEGORIES, END, SEPARATOR, UNSAFE
+from .scripted import BAD_WORD, ROWS, started
 
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Iterator[Classifier]:
-    yield from started(tmp_path, answers)
-
-
-def started(tmp_path: Path, answer: Callable[[tuple[int, ...]], Float32]) -> Iterator[Classifier]:
-    engine = Engine(EngineSettings(prefill_chunk=200), "test")
-    classifier = Classifier(write_bundle(tmp_path / "bundle", "guard"), FakeRunner(answer, rows=ROWS), engine)
-    yield classifier
-    classifier.close()
+    with started(tmp_path / "bundle") as (classifier, _):
+        yield classifier
 
 
 def task(text: str, mode: Mode = "one_pass", policy: Policy | None = None) -> ClassifyTask:
@@ -98,12 +68,11 @@ def test_one_request_never_sees_anothers_text(classifier: Classifier) -> None:
     assert verdicts == [text == BAD_WORD for text in texts]
 
 
-def test_too_long_is_refused_with_the_numbers_before_any_step(classifier: Classifier) -> None:
-    runner = classifier._reader._runner
-    assert isinstance(runner, FakeRunner)
-    with pytest.raises(InputTooLongError, match="200000 tokens, the limit is 131072"):
-        classifier.submit(task("x" * 200_000))
-    assert runner.steps == 0
+def test_too_long_is_refused_with_the_numbers_before_any_step(tmp_path: Path) -> None:
+    with started(tmp_path / "bundle") as (classifier, runner):
+        with pytest.raises(InputTooLongError, match="200000 tokens, the limit is 131072"):
+            classifier.submit(task("x" * 200_000))
+        assert runner.steps == 0
 
 
 @pytest.mark.parametrize("position", [0, 60_000, 119_000])
@@ -147,9 +116,13 @@ def test_earlier_messages_that_do_not_fit_are_counted(classifier: Classifier) ->
 @pytest.mark.parametrize("mode", ["one_pass", "exact"])
 def test_broken_logits_are_never_safe(tmp_path: Path, mode: Mode) -> None:
     """Failure test 16."""
-    for classifier in started(tmp_path, lambda seen: np.full(len(ROWS), np.nan, np.float32)):
-        with pytest.raises(ModelOutputError):
-            classifier.classify(task("fine", mode))
+    broken = np.full(len(ROWS), np.nan, np.float32)
+    with started(tmp_path / "bundle", lambda seen: broken) as (classifier, _), pytest.raises(ModelOutputError):
+        classifier.classify(task("fine", mode))
+
+
+def _says(following: dict[int, int], seen: tuple[int, ...]) -> Float32:
+    return logits_for({following.get(seen[-1], END): 5.0}, ROWS)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +136,6 @@ def test_broken_logits_are_never_safe(tmp_path: Path, mode: Mode) -> None:
 )
 def test_garbled_list_is_an_error(tmp_path: Path, following: dict[int, int]) -> None:
     """Failure test 16: what cannot be read is refused in the exact mode, not guessed."""
-    for classifier in started(tmp_path, lambda seen: logits_for({following.get(seen[-1], END): 5.0}, ROWS)):
-        with pytest.raises(ModelOutputError):
-            classifier.classify(task("fine", "exact"))
+    answer = partial(_says, following)
+    with started(tmp_path / "bundle", answer) as (classifier, _), pytest.raises(ModelOutputError):
+        classifier.classify(task("fine", "exact"))

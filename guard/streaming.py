@@ -1,0 +1,234 @@
+"""Judging a message while it is being written: nothing is released before it was judged.
+
+The text is cut at checkpoints that depend on the text alone (the end of a word after ``every_tokens`` tokens, or of a
+sentence), never on how it arrives, so any split into deltas gives the same verdicts. At each checkpoint the text so far
+is judged; the KV cache keeps policy, conversation and text, and only the prompt's closing is rolled back, so a
+checkpoint costs its new tokens plus the closing. A text longer than a window goes on in a new, overlapping one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, replace
+
+from guard.conversation import Conversation, Message, Target
+from guard.engine.engine import Engine, Job, Ticket
+from guard.errors import InvalidInputError
+from guard.normalize import ViewKind, views
+from guard.policy import Policy
+from guard.prompt import GuardPrompt
+from guard.reader import HeldPrompt, Reader, Reading
+from guard.scan import Scanner
+from guard.tokenizer import Tokenizer
+from guard.verdict import Judgement, Verdict, Window, worst_of
+
+MIN_EVERY_TOKENS, MAX_EVERY_TOKENS = 8, 1024
+#: A text without spaces is cut after this many bytes for each token of the interval. No token has less than a byte, so
+#: this also bounds how many tokens a check can add.
+_BYTES_PER_TOKEN = 8
+_WORD_END = re.compile(r"\S(?=\s)")
+_SENTENCE_END = re.compile(r"[.!?。！？]+[\"')\]]*(?=\s)|\S(?=\n)")
+
+
+@dataclass(frozen=True)
+class StreamTask:
+    """What is being written, after which ``context``, and how often it is judged. Raises InvalidInputError."""
+
+    context: tuple[Message, ...]
+    target: Target
+    policy: Policy
+    every_tokens: int = 64
+    at_sentence_ends: bool = False
+
+    def __post_init__(self) -> None:
+        if not MIN_EVERY_TOKENS <= self.every_tokens <= MAX_EVERY_TOKENS:
+            raise InvalidInputError("check_every_tokens", f"expected {MIN_EVERY_TOKENS} to {MAX_EVERY_TOKENS}")
+
+
+class TextCutter:
+    """Finds the checkpoints of a growing text."""
+
+    def __init__(self, tokenizer: Tokenizer, every_tokens: int, at_sentence_ends: bool) -> None:
+        self._tokenizer = tokenizer
+        self._every = every_tokens
+        self._at_sentence_ends = at_sentence_ends
+
+    def next(self, text: str, last: int) -> int | None:
+        """The first checkpoint after ``last`` (characters), or None while ``text`` has not reached it.
+
+        It is decided by the text up to one character after it, so text that comes later changes nothing.
+        """
+        first = last + len(text[last:]) - len(text[last:].lstrip())
+        limit = first + self._most(text[first:])
+        pattern = _SENTENCE_END if self._at_sentence_ends else _WORD_END
+        for match in pattern.finditer(text, first, min(len(text), limit + 1)):
+            if self._at_sentence_ends or self._has_enough(text[last : match.end()]):
+                return match.end()
+        return limit if limit < len(text) else None
+
+    def _most(self, text: str) -> int:
+        """Characters of the longest beginning of ``text`` that is cut even without a space."""
+        most = self._every * _BYTES_PER_TOKEN
+        return len(text[:most].encode()[:most].decode(errors="ignore"))
+
+    def _has_enough(self, piece: str) -> bool:
+        # Every token has at least one byte: most pieces that are too short need not be tokenized.
+        return len(piece.encode()) >= self._every and len(self._tokenizer.encode_text(piece)) >= self._every
+
+
+@dataclass(frozen=True)
+class Check:
+    """The first ``judged`` characters have been judged; the first ``released`` of them were found safe."""
+
+    reading: Reading
+    view: ViewKind
+    window: Window
+    forged_delimiters: bool
+    judged: int
+    released: int
+    queue_s: float
+    model_s: float
+
+
+class StreamSession:
+    """One message in the making: ``add`` text, run every ``next_check``, then ``last_check`` and ``result``; ``close``
+    in any case. One check at a time: the caller waits for a ticket before asking for the next.
+    """
+
+    def __init__(self, task: StreamTask, scanner: Scanner, reader: Reader, engine: Engine) -> None:
+        """Raises InvalidInputError for roles that do not alternate, OverloadedError when the KV cache has no room."""
+        self._task, self._scanner, self._reader, self._engine = task, scanner, reader, engine
+        self._cutter = TextCutter(scanner.tokenizer, task.every_tokens, task.at_sentence_ends)
+        self._context, self._left_out = scanner.fit_context(task.context)
+        around = len(self._prompt("x").token_ids) + reader.answer_room
+        self._capacity = around + scanner.limits.window + task.every_tokens * _BYTES_PER_TOKEN
+        self._held: dict[ViewKind, HeldPrompt] = {}
+        self._text = ""
+        self._window_start, self._windows = 0, 1
+        self._checks: list[Check] = []
+        self._hold(ViewKind.RAW)
+
+    def add(self, text: str) -> None:
+        """Append a delta. Raises InvalidInputError for one that is not valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("text", "has a lone surrogate, which is not valid Unicode") from None
+        self._text += text
+
+    def next_check(self, deadline: float | None = None) -> Ticket[Check] | None:
+        """Queue the next checkpoint, if the text has reached it. Raises what ``Engine.submit`` raises."""
+        end = self._cutter.next(self._text, self._judged)
+        return None if end is None else self._submit(end, deadline)
+
+    def last_check(self, deadline: float | None = None) -> Ticket[Check] | None:
+        """Queue a check of all the text there is, wherever it ends; None when all of it has been judged."""
+        return self._submit(len(self._text), deadline) if self._text[self._judged :].strip() else None
+
+    def result(self) -> Judgement:
+        """The worst of all checks. Raises InvalidInputError when no text came, or some was not judged."""
+        if not self._checks:
+            raise InvalidInputError("text", "is empty or only white space")
+        worst = worst_of(self._checks, lambda check: check.reading)
+        if worst.reading.verdict is Verdict.SAFE and self._text[self._judged :].strip():
+            raise InvalidInputError("text", "has not been judged to its end")
+        readings = [check.reading for check in self._checks]
+        return Judgement(
+            verdict=worst.reading.verdict,
+            unsafe_score=worst.reading.unsafe_score,
+            categories=worst.reading.categories,
+            mode="one_pass",
+            forged_delimiters=any(check.forged_delimiters for check in self._checks),
+            view=worst.view,
+            window=worst.window,
+            context_left_out=self._left_out,
+            passes=len(readings),
+            prompt_tokens=sum(reading.prompt_tokens for reading in readings),
+            cached_tokens=sum(reading.cached_tokens for reading in readings),
+            completion_tokens=0,
+            queue_s=sum(check.queue_s for check in self._checks),
+            model_s=sum(check.model_s for check in self._checks),
+        )
+
+    def close(self) -> None:
+        """Give the KV memory back."""
+        self._engine.release(len(self._held) * self._kv_bytes)
+        self._held.clear()
+
+    @property
+    def _judged(self) -> int:
+        return self._checks[-1].judged if self._checks else 0
+
+    @property
+    def _kv_bytes(self) -> int:
+        return self._capacity * self._reader.shape.kv_bytes_per_token
+
+    def _hold(self, kind: ViewKind) -> HeldPrompt:
+        """The held prompt of one view; each has a KV cache of its own, so that views do not roll each other back."""
+        if kind not in self._held:
+            self._engine.hold(self._kv_bytes)
+            self._held[kind] = HeldPrompt(self._reader.shape, self._capacity)
+        return self._held[kind]
+
+    def _prompt(self, text: str) -> GuardPrompt:
+        messages = (*self._context, Message(self._task.target.role, text))
+        return self._scanner.prompts.build(Conversation(messages), self._task.target, self._task.policy)
+
+    def _submit(self, end: int, deadline: float | None) -> Ticket[Check]:
+        self._move_window(end)
+        window = Window(self._window_start, end, self._windows - 1, self._windows)
+        passes = [
+            (view.kind, self._prompt(view.text), self._hold(view.kind))
+            for view in views(self._text[window.start : end].strip())
+            if view.text.strip()
+        ]
+
+        def job(ticket: Ticket[Check]) -> Job[Check]:
+            return self._check(passes, window, ticket)
+
+        return self._engine.submit(job, deadline=deadline)
+
+    def _move_window(self, end: int) -> None:
+        """Begin a new window when the text up to ``end`` no longer fits: the overlap, then what has not been judged."""
+        limits = self._scanner.limits
+        if len(self._scanner.tokenizer.encode_text(self._text[self._window_start : end])) <= limits.window:
+            return
+        known = self._scanner.tokenizer.spans(self._text[self._window_start : self._judged])
+        self._window_start += known[-limits.overlap][0] if 0 < limits.overlap < len(known) else 0
+        self._windows += 1
+
+    def _check(
+        self, passes: list[tuple[ViewKind, GuardPrompt, HeldPrompt]], window: Window, ticket: Ticket[Check]
+    ) -> Job[Check]:
+        began = time.monotonic()
+        readings: list[tuple[ViewKind, Reading]] = []
+        for kind, prompt, held in passes:
+            reading = yield from self._reader.read(prompt, self._task.policy, "one_pass", held)
+            readings.append((kind, reading))
+            if reading.verdict is Verdict.UNSAFE:
+                break
+        view, worst = worst_of(readings, lambda pair: pair[1])
+        safe_so_far = worst.verdict is Verdict.SAFE and all(
+            check.reading.verdict is Verdict.SAFE for check in self._checks
+        )
+        check = Check(
+            reading=replace(
+                worst,
+                prompt_tokens=sum(reading.prompt_tokens for _, reading in readings),
+                cached_tokens=sum(reading.cached_tokens for _, reading in readings),
+            ),
+            view=view,
+            window=window,
+            forged_delimiters=any(prompt.forged_delimiters for _, prompt, _ in passes),
+            judged=window.end,
+            released=window.end if safe_so_far else self._released,
+            queue_s=ticket.queue_s,
+            model_s=time.monotonic() - began,
+        )
+        self._checks.append(check)
+        return check
+
+    @property
+    def _released(self) -> int:
+        return self._checks[-1].released if self._checks else 0
