@@ -15,10 +15,15 @@ from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
 from guard.engine.settings import EngineSettings
-from guard.errors import CancelledError, DeadlineError, InputTooLongError, OverloadedError, UnavailableError
+from guard.errors import CancelledError, DeadlineError, GuardError, InputTooLongError, OverloadedError, UnavailableError
 
 T = TypeVar("T")
 Job = Generator[None, None, T]
+
+
+def retry_after(seconds: float) -> float:
+    """What to tell a refused caller: an estimate, within reason."""
+    return min(max(seconds, 0.1), 30.0)
 
 
 class Ticket(Generic[T]):
@@ -48,7 +53,8 @@ class Ticket(Generic[T]):
         try:
             if self._steps is None and not self.future.set_running_or_notify_cancel():
                 return True
-            self._check_wanted()
+            if (reason := self.unwanted()) is not None:
+                raise reason
             if self._steps is None:
                 self.started = time.monotonic()
                 self._steps = self._job(self)
@@ -70,11 +76,13 @@ class Ticket(Generic[T]):
         if self.future.running() or self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
-    def _check_wanted(self) -> None:
+    def unwanted(self) -> GuardError | None:
+        """Why nobody needs the result any more, if so."""
         if self._cancelled.is_set():
-            raise CancelledError("the caller went away")
+            return CancelledError("the caller went away")
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise DeadlineError("the deadline passed before the answer was ready")
+            return DeadlineError("the deadline passed before the answer was ready")
+        return None
 
 
 class Engine:
@@ -87,7 +95,7 @@ class Engine:
         self._changed = threading.Condition()
         self._closed = False
         self._held_bytes = 0
-        self._step_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
+        self._job_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
@@ -107,18 +115,23 @@ class Engine:
         with self._changed:
             if not self.alive:
                 raise UnavailableError("the engine is not running")
-            if len(self._queued) >= self.settings.max_queued:
-                wait = max(0.1, self._step_seconds * len(self._queued))
-                raise OverloadedError(f"{len(self._queued)} requests are waiting, the limit", retry_after_s=wait)
-            self._queued.append(ticket)
-            self._changed.notify()
+            unwanted = self._take_unwanted() if len(self._queued) >= self.settings.max_queued else []
+            full = len(self._queued) >= self.settings.max_queued
+            wait = self._job_seconds * len(self._queued)
+            if not full:
+                self._queued.append(ticket)
+                self._changed.notify()
+        for other in unwanted:
+            other.fail(other.unwanted() or CancelledError("the caller went away"))
+        if full:
+            raise OverloadedError(f"{self.settings.max_queued} requests are waiting, the limit", retry_after(wait))
         return ticket
 
     def hold(self, kv_bytes: int) -> None:
         """Reserve KV cache across jobs, until ``release``. Raises OverloadedError when so much is not free now."""
         with self._changed:
             if kv_bytes > self._free_kv_bytes():
-                raise OverloadedError("the KV cache has no room", retry_after_s=max(0.1, self._step_seconds))
+                raise OverloadedError("the KV cache has no room", retry_after(self._job_seconds))
             self._held_bytes += kv_bytes
 
     def release(self, kv_bytes: int) -> None:
@@ -160,7 +173,7 @@ class Engine:
                 with self._changed:
                     self._active.popleft()
                     if ended:
-                        self._step_seconds = time.monotonic() - (ticket.started or ticket.submitted)
+                        self._job_seconds = time.monotonic() - (ticket.started or ticket.submitted)
                     else:
                         self._active.append(ticket)
         except BaseException:  # a bug in the loop itself: nobody may be left waiting
@@ -195,6 +208,12 @@ class Engine:
             free -= ticket.kv_bytes
             self._active.append(ticket)
         self._queued.extendleft(reversed(waiting))
+
+    def _take_unwanted(self) -> list[Ticket[Any]]:
+        """Remove from the queue what was cancelled or is late: it would never run, and others may have its place."""
+        unwanted = [ticket for ticket in self._queued if ticket.unwanted() is not None]
+        self._queued = deque(ticket for ticket in self._queued if ticket not in unwanted)
+        return unwanted
 
     def _free_kv_bytes(self) -> int:
         return self.settings.kv_bytes - self._held_bytes - sum(ticket.kv_bytes for ticket in self._active)

@@ -149,6 +149,24 @@ def test_full_queue_refuses_with_a_time_to_come_back(engine: Engine) -> None:
     assert [ticket.future.result(WAIT) for ticket in tickets] == [1] * len(tickets)
 
 
+def test_cancelled_jobs_make_room_in_a_full_queue(engine: Engine) -> None:
+    running = [Steps(1) for _ in range(2)]
+    tickets = [engine.submit(steps) for steps in running]
+    assert all(steps.began.wait(WAIT) for steps in running[:1])
+    waiting = [engine.submit(Steps(1), kv_bytes=1) for _ in range(3)]
+    for ticket in waiting:
+        ticket.cancel()
+    late = Steps(1)
+    late.release(1)
+    tickets.append(engine.submit(late))
+    for ticket in waiting:
+        with pytest.raises(CancelledError):
+            ticket.future.result(WAIT)
+    for steps in running:
+        steps.release(1)
+    assert [ticket.future.result(WAIT) for ticket in tickets] == [1, 1, 1]
+
+
 def test_kv_budget_holds_jobs_back_in_order(engine: Engine) -> None:
     big, bigger, small = Steps(1), Steps(1), Steps(1)
     first = engine.submit(big, kv_bytes=60)
