@@ -36,6 +36,27 @@ class ClassificationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CLASSIFICATION_MODE_ONE_PASS: _ClassVar[ClassificationMode]
     CLASSIFICATION_MODE_EXACT: _ClassVar[ClassificationMode]
 
+class PolicyAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POLICY_ACTION_UNSPECIFIED: _ClassVar[PolicyAction]
+    POLICY_ACTION_BLOCK: _ClassVar[PolicyAction]
+    POLICY_ACTION_SHADOW: _ClassVar[PolicyAction]
+
+class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ACTION_UNSPECIFIED: _ClassVar[Action]
+    ACTION_ALLOW: _ClassVar[Action]
+    ACTION_BLOCK: _ClassVar[Action]
+    ACTION_REPORT: _ClassVar[Action]
+
+class DecidedBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DECIDED_BY_UNSPECIFIED: _ClassVar[DecidedBy]
+    DECIDED_BY_MODEL: _ClassVar[DecidedBy]
+    DECIDED_BY_DENY_LIST: _ClassVar[DecidedBy]
+    DECIDED_BY_ALLOW_LIST: _ClassVar[DecidedBy]
+    DECIDED_BY_CACHE: _ClassVar[DecidedBy]
+
 class InputSignal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     INPUT_SIGNAL_UNSPECIFIED: _ClassVar[InputSignal]
@@ -62,6 +83,18 @@ VERDICT_UNSAFE: Verdict
 CLASSIFICATION_MODE_UNSPECIFIED: ClassificationMode
 CLASSIFICATION_MODE_ONE_PASS: ClassificationMode
 CLASSIFICATION_MODE_EXACT: ClassificationMode
+POLICY_ACTION_UNSPECIFIED: PolicyAction
+POLICY_ACTION_BLOCK: PolicyAction
+POLICY_ACTION_SHADOW: PolicyAction
+ACTION_UNSPECIFIED: Action
+ACTION_ALLOW: Action
+ACTION_BLOCK: Action
+ACTION_REPORT: Action
+DECIDED_BY_UNSPECIFIED: DecidedBy
+DECIDED_BY_MODEL: DecidedBy
+DECIDED_BY_DENY_LIST: DecidedBy
+DECIDED_BY_ALLOW_LIST: DecidedBy
+DECIDED_BY_CACHE: DecidedBy
 INPUT_SIGNAL_UNSPECIFIED: InputSignal
 INPUT_SIGNAL_FORGED_DELIMITER: InputSignal
 TEXT_VIEW_UNSPECIFIED: TextView
@@ -115,7 +148,7 @@ class CustomCategory(_message.Message):
     def __init__(self, code: _Optional[str] = ..., name: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class Policy(_message.Message):
-    __slots__ = ("threshold", "category_thresholds", "excluded_categories", "custom_categories")
+    __slots__ = ("threshold", "category_thresholds", "excluded_categories", "custom_categories", "action")
     class CategoryThresholdsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -127,27 +160,31 @@ class Policy(_message.Message):
     CATEGORY_THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDED_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     CUSTOM_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
     threshold: float
     category_thresholds: _containers.ScalarMap[str, float]
     excluded_categories: _containers.RepeatedScalarFieldContainer[str]
     custom_categories: _containers.RepeatedCompositeFieldContainer[CustomCategory]
-    def __init__(self, threshold: _Optional[float] = ..., category_thresholds: _Optional[_Mapping[str, float]] = ..., excluded_categories: _Optional[_Iterable[str]] = ..., custom_categories: _Optional[_Iterable[_Union[CustomCategory, _Mapping]]] = ...) -> None: ...
+    action: PolicyAction
+    def __init__(self, threshold: _Optional[float] = ..., category_thresholds: _Optional[_Mapping[str, float]] = ..., excluded_categories: _Optional[_Iterable[str]] = ..., custom_categories: _Optional[_Iterable[_Union[CustomCategory, _Mapping]]] = ..., action: _Optional[_Union[PolicyAction, str]] = ...) -> None: ...
 
 class ClassifyRequest(_message.Message):
-    __slots__ = ("request_id", "messages", "target", "policy", "mode", "model")
+    __slots__ = ("request_id", "messages", "target", "policy", "mode", "model", "policy_name")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    POLICY_NAME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     target: Target
     policy: Policy
     mode: ClassificationMode
     model: str
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., model: _Optional[str] = ...) -> None: ...
+    policy_name: str
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., model: _Optional[str] = ..., policy_name: _Optional[str] = ...) -> None: ...
 
 class CategoryScore(_message.Message):
     __slots__ = ("code", "name", "score", "flagged")
@@ -184,7 +221,7 @@ class Timings(_message.Message):
     def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals", "view", "window", "passes", "context_messages_left_out")
+    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals", "view", "window", "passes", "context_messages_left_out", "policy_name", "policy_digest", "action", "decided_by", "matched_entry")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -199,6 +236,11 @@ class ClassifyResponse(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     PASSES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_MESSAGES_LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_NAME_FIELD_NUMBER: _ClassVar[int]
+    POLICY_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
+    MATCHED_ENTRY_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     verdict: Verdict
     unsafe_score: float
@@ -213,7 +255,12 @@ class ClassifyResponse(_message.Message):
     window: TextWindow
     passes: int
     context_messages_left_out: int
-    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., passes: _Optional[int] = ..., context_messages_left_out: _Optional[int] = ...) -> None: ...
+    policy_name: str
+    policy_digest: str
+    action: Action
+    decided_by: DecidedBy
+    matched_entry: str
+    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., passes: _Optional[int] = ..., context_messages_left_out: _Optional[int] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., action: _Optional[_Union[Action, str]] = ..., decided_by: _Optional[_Union[DecidedBy, str]] = ..., matched_entry: _Optional[str] = ...) -> None: ...
 
 class BatchClassifyRequest(_message.Message):
     __slots__ = ("request_id", "requests")
@@ -264,6 +311,32 @@ class FieldViolation(_message.Message):
     field: str
     description: str
     def __init__(self, field: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
+
+class ListPoliciesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class NamedPolicy(_message.Message):
+    __slots__ = ("name", "digest", "policy", "deny_entries", "allow_entries", "is_default")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    DENY_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: str
+    policy: Policy
+    deny_entries: int
+    allow_entries: int
+    is_default: bool
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., deny_entries: _Optional[int] = ..., allow_entries: _Optional[int] = ..., is_default: _Optional[bool] = ...) -> None: ...
+
+class ListPoliciesResponse(_message.Message):
+    __slots__ = ("policies",)
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[NamedPolicy]
+    def __init__(self, policies: _Optional[_Iterable[_Union[NamedPolicy, _Mapping]]] = ...) -> None: ...
 
 class StreamClassifyRequest(_message.Message):
     __slots__ = ("start", "text", "finish")

@@ -56,6 +56,11 @@ class ModerationServiceStub:
                 request_serializer=guard_dot_v1_dot_moderation__pb2.StreamClassifyRequest.SerializeToString,
                 response_deserializer=guard_dot_v1_dot_moderation__pb2.StreamClassifyResponse.FromString,
                 _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/guard.v1.ModerationService/ListPolicies',
+                request_serializer=guard_dot_v1_dot_moderation__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=guard_dot_v1_dot_moderation__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
 
 
 class ModerationServiceServicer:
@@ -90,6 +95,13 @@ class ModerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListPolicies(self, request, context):
+        """Shows the policies that a request can name, in the order of their names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +119,11 @@ def add_ModerationServiceServicer_to_server(servicer, server):
                     servicer.StreamClassify,
                     request_deserializer=guard_dot_v1_dot_moderation__pb2.StreamClassifyRequest.FromString,
                     response_serializer=guard_dot_v1_dot_moderation__pb2.StreamClassifyResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=guard_dot_v1_dot_moderation__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=guard_dot_v1_dot_moderation__pb2.ListPoliciesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -197,6 +214,33 @@ class ModerationService:
             '/guard.v1.ModerationService/StreamClassify',
             guard_dot_v1_dot_moderation__pb2.StreamClassifyRequest.SerializeToString,
             guard_dot_v1_dot_moderation__pb2.StreamClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guard.v1.ModerationService/ListPolicies',
+            guard_dot_v1_dot_moderation__pb2.ListPoliciesRequest.SerializeToString,
+            guard_dot_v1_dot_moderation__pb2.ListPoliciesResponse.FromString,
             options,
             channel_credentials,
             insecure,
