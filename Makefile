@@ -87,8 +87,8 @@ serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
 test: $(DEV) models ## the tests (those that need torch: make test-parity)
 	@$(BIN)/python -m pytest --ignore tests/parity
 
-test-parity: $(REFERENCE) $(LLAMA3_TOKENIZER) models ## direct exporter against optimum and transformers
-	@$(BIN)/python -m pytest tests/parity
+test-parity: $(REFERENCE) $(LLAMA3_TOKENIZER) models ## against optimum and transformers; all that needs torch
+	@$(BIN)/python -m pytest tests/parity tests/unit/training
 
 check: $(DEV) ## lint, format, types, import rules, protos, stubs
 	$(BIN)/ruff check
