@@ -53,6 +53,8 @@ CONVERSATIONS = (
 
 #: Logits compared at most, so that a 128k vocabulary stays within 64 MiB a side.
 _MAX_LOGITS = 1 << 24
+#: Tokens of each text that are used: more would make the reference of a 1B model slow.
+_TEXT_TOKENS = 64
 #: Positions compared at the end of a guard's prompt: the answer and the text right before it.
 _GUARD_POSITIONS = 24
 #: Odd prompts run in chunks of this many tokens, so that the graph is also checked with a past.
@@ -123,7 +125,9 @@ def kl_divergence(expected: Float32, actual: Float32) -> npt.NDArray[np.float64]
 
 def _text_cases(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[_Case]:
     bos = () if checkpoint.tokens.bos is None else (checkpoint.tokens.bos,)
-    prompts = [(*bos, *tokenizer.encode_text(text))[: checkpoint.spec.max_positions] for text in TEXTS]
+    prompts = [
+        (*bos, *tokenizer.encode_text(text))[: min(_TEXT_TOKENS, checkpoint.spec.max_positions)] for text in TEXTS
+    ]
     logits = sum(len(prompt) for prompt in prompts) * checkpoint.spec.vocab_size
     stride = math.ceil(logits / _MAX_LOGITS)
     return [_Case(prompt, tuple(range(len(prompt) - 1, -1, -stride))[::-1], None) for prompt in prompts]

@@ -35,14 +35,16 @@ Progress = Callable[[str, float], None]
 class ExportRequest:
     """What to export, and how. ``source`` is a checkpoint directory, a GGUF file or a hub id.
 
-    ``max_kl`` (nats) overrides the profile's parity bound; ``parity`` False skips the measurement (the manifest then says
-    so). ``threads`` is for the parity run, 0 = the container's CPU quota. ``name`` defaults to source and quantization.
+    ``revision`` is for the hub. ``max_kl`` (nats) overrides the profile's parity bound; ``parity`` False skips the
+    measurement (the manifest then says so). ``threads`` is for the parity run, 0 = the container's CPU quota. ``name``
+    defaults to source and quantization.
     """
 
     source: str
     out: Path
     task: Task
     quantization: str = "int8"
+    revision: str | None = None
     adapter: Path | None = None
     exporter: Literal["direct", "optimum"] = "direct"
     name: str | None = None
@@ -55,12 +57,12 @@ class ExportRequest:
 def export_model(request: ExportRequest, progress: Progress = lambda step, fraction: None) -> Manifest:
     """Export ``request.source`` to a bundle at ``request.out`` and return its manifest, the bundle verified.
 
-    Raises InvalidInputError, UnsupportedError, CheckpointError, ParityError or BundleError; the destination is then as it
-    was before.
+    Raises InvalidInputError, UnsupportedError, CheckpointError, ParityError or BundleError; the destination is then as
+    it was before.
     """
     _check(request)
     progress("reading the checkpoint", 0.0)
-    checkpoint = open_checkpoint(request.source, adapter=request.adapter)
+    checkpoint = open_checkpoint(request.source, revision=request.revision, adapter=request.adapter)
     progress("reading the checkpoint", 1.0)
     return export_checkpoint(checkpoint, request, progress)
 

@@ -30,17 +30,17 @@ def reference_logits(
 
     ``prompts`` are token ids without padding; ``head_token_ids`` limits the logits to those tokens, in that order.
     """
-    hidden = [_embed(tensors, prompt) for prompt in prompts]
+    x = np.concatenate([_embed(tensors, prompt) for prompt in prompts])
+    ends = np.cumsum([len(prompt) for prompt in prompts])
+    spans = [slice(end - len(prompt), end) for prompt, end in zip(prompts, ends, strict=True)]
     cosines, sines = rope_tables(spec, max(len(prompt) for prompt in prompts))
     for layer in range(spec.layers):
         weights = _LayerWeights(tensors, f"model.layers.{layer}.")
-        for index, x in enumerate(hidden):
-            x = x + _attention(
-                spec, weights, _rms_norm(x, weights["input_layernorm"], spec.rms_norm_eps), cosines, sines
-            )
-            hidden[index] = x + _mlp(weights, _rms_norm(x, weights["post_attention_layernorm"], spec.rms_norm_eps))
+        normalized = _rms_norm(x, weights["input_layernorm"], spec.rms_norm_eps)
+        x = x + _attention(spec, weights, normalized, spans, cosines, sines)
+        x = x + _mlp(weights, _rms_norm(x, weights["post_attention_layernorm"], spec.rms_norm_eps))
     norm = tensors.read("model.norm.weight")
-    picked = [_rms_norm(x[list(rows)], norm, spec.rms_norm_eps) for x, rows in zip(hidden, wanted, strict=True)]
+    picked = [_rms_norm(x[span][list(rows)], norm, spec.rms_norm_eps) for span, rows in zip(spans, wanted, strict=True)]
     return _head(spec, tensors, picked, head_token_ids)
 
 
@@ -69,22 +69,31 @@ def _rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:
     return normalized * weight
 
 
-def _attention(spec: ModelSpec, weights: _LayerWeights, x: Float32, cosines: Float32, sines: Float32) -> Float32:
-    length = len(x)
-    queries = _heads(x @ weights["self_attn.q_proj"].T, spec.heads)
-    keys = _heads(x @ weights["self_attn.k_proj"].T, spec.kv_heads)
-    values = _heads(x @ weights["self_attn.v_proj"].T, spec.kv_heads)
-    queries = _rotate_positions(queries, cosines[:length], sines[:length])
-    keys = _rotate_positions(keys, cosines[:length], sines[:length])
+def _attention(
+    spec: ModelSpec, weights: _LayerWeights, x: Float32, spans: Sequence[slice], cosines: Float32, sines: Float32
+) -> Float32:
+    """The linears take the tokens of all prompts together; attention is within each span."""
+    queries = x @ weights["self_attn.q_proj"].T
+    keys = x @ weights["self_attn.k_proj"].T
+    values = x @ weights["self_attn.v_proj"].T
+    attended = [_attend(spec, queries[span], keys[span], values[span], cosines, sines) for span in spans]
+    output: Float32 = np.concatenate(attended) @ weights["self_attn.o_proj"].T
+    return output
+
+
+def _attend(spec: ModelSpec, q: Float32, k: Float32, v: Float32, cosines: Float32, sines: Float32) -> Float32:
+    """Causal attention with grouped queries over one prompt: [length, heads * head_dim]."""
+    length = len(q)
+    queries = _rotate_positions(_heads(q, spec.heads), cosines[:length], sines[:length])
+    keys = _rotate_positions(_heads(k, spec.kv_heads), cosines[:length], sines[:length])
+    values = _heads(v, spec.kv_heads)
     group = spec.heads // spec.kv_heads
     future = np.triu(np.full((length, length), -np.inf, dtype=np.float32), k=1)
     outputs = np.empty_like(queries)
     for head in range(spec.heads):
         scores = queries[head] @ keys[head // group].T / np.float32(math.sqrt(spec.head_dim)) + future
         outputs[head] = _softmax(scores) @ values[head // group]
-    joined = outputs.transpose(1, 0, 2).reshape(length, -1)
-    output: Float32 = joined @ weights["self_attn.o_proj"].T
-    return output
+    return outputs.transpose(1, 0, 2).reshape(length, -1)
 
 
 def _heads(x: Float32, heads: int) -> Float32:

@@ -37,8 +37,8 @@ _TODAY = date(2024, 7, 26)
 def check_template(checkpoint: Checkpoint, task: Task, guard_format: GuardFormat | None, tokenizer_path: Path) -> str:
     """Compare the prompts that the runtime will build with the checkpoint's own template.
 
-    Returns what was checked, or why nothing could be. Raises ParityError naming the conversation and the first offset that
-    differs, CheckpointError when the template is missing.
+    Returns what was checked, or why nothing could be. Raises ParityError naming the conversation and the first offset
+    that differs, CheckpointError when the template is missing.
     """
     if guard_format is not None and checkpoint.guard_format is not None:
         return "the guard's prompt format came with its adapter, which has no template to compare with"

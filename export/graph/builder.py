@@ -89,12 +89,11 @@ class _LlamaBuilder:
         present = [f"present.{layer}.{kind}" for kind in ("key", "value")]
         for name in present:
             graph.output(name, np.float32, shape)
-        names = ["q_proj", "k_proj", "v_proj"]
-        packed = self._linear(f"layers.{layer}.qkv_proj", self.linears.activation(x), layer, names)
+        queries_keys_values = self._attention_inputs(layer, self.linears.activation(x))
         cosines, sines = self._rope()
         return graph.node(
             "GroupQueryAttention",
-            [packed, "", "", *past, "seqlens_k", "total_sequence_length", cosines, sines],
+            [*queries_keys_values, *past, "seqlens_k", "total_sequence_length", cosines, sines],
             [f"layers.{layer}.attended", *present],
             domain=MICROSOFT,
             num_heads=spec.heads,
@@ -102,6 +101,13 @@ class _LlamaBuilder:
             do_rotary=1,
             rotary_interleaved=0,
         )
+
+    def _attention_inputs(self, layer: int, x: Activation) -> list[str]:
+        """Queries, keys and values: of one packed linear when all have the same format, else of three."""
+        names = ["q_proj", "k_proj", "v_proj"]
+        if self.profile.v_proj == self.profile.linears:
+            return [self._linear(f"layers.{layer}.qkv_proj", x, layer, names), "", ""]
+        return [self._linear(f"layers.{layer}.{name}", x, layer, [name]) for name in names]
 
     def _mlp(self, layer: int, x: str) -> str:
         graph, name, form = self.graph, f"layers.{layer}", self.profile.linears
@@ -134,7 +140,9 @@ class _LlamaBuilder:
         self.graph.output("logits", np.float32, ["batch", "wanted", rows])
 
     def _linear(self, name: str, x: Activation, layer: int, names: Sequence[str]) -> str:
-        return self.linears.apply(name, x, [self.weights.linear(layer, item) for item in names], self.profile.linears)
+        return self.linears.apply(
+            name, x, [self.weights.linear(layer, item) for item in names], self.profile.form(names[0])
+        )
 
     def _skip_norm(self, name: str, x: str, residual: str, norm: str) -> tuple[str, str]:
         """(RMSNorm(x + residual), x + residual)."""

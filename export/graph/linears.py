@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from export.checkpoint.model import Float32
-from export.graph.writer import MICROSOFT, GraphWriter
-from export.quantize.formats import block_size, quantize_blocks, quantize_rows
+from export.graph.writer import MICROSOFT, GraphWriter, Slot
+from export.quantize.formats import SECOND_PLANE, block_size, quantize_blocks, quantize_rows, quantize_rows_twice
 from export.quantize.profile import Format
 from export.quantize.rotation import Rotation
 from export.quantize.weights import Matrix, Weights
@@ -21,7 +21,10 @@ _CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Activation:
-    """A value [batch, sequence, channels] that feeds linears. ``codes`` and ``scale`` are its 8-bit form, made on demand."""
+    """A value [batch, sequence, channels] that feeds linears.
+
+    ``codes`` (uint8) and ``scale`` [batch, sequence, 1] are its 8-bit form, computed when a linear wants it.
+    """
 
     value: str
     codes: str
@@ -39,16 +42,21 @@ class Linears:
         self._quantized: set[str] = set()
 
     def activation(self, value: str, unscaled_by: str | None = None) -> Activation:
-        """Wrap ``value``. If it still lacks a factor per token, ``unscaled_by`` names that factor [batch, sequence, 1]."""
+        """Wrap ``value``; ``unscaled_by`` names a factor per token [batch, sequence, 1] that it still lacks."""
         return Activation(value, f"{value}.codes", f"{value}.scale", unscaled_by)
 
     def apply(self, name: str, x: Activation, matrices: Sequence[Matrix], form: Format, *, scaled: bool = True) -> str:
-        """``x`` times the transposed matrices, side by side. Without ``scaled``, int8 rows lack the factor ``x.scale``."""
+        """``x`` times the transposed matrices, side by side.
+
+        Without ``scaled``, a product of ``int8_rows`` lacks the factor ``x.scale``.
+        """
         match form:
             case "float32":
                 return self._float32(name, x.value, matrices)
             case "int8_rows":
                 return self._int8_rows(name, x, matrices, scaled)
+            case "int16_rows":
+                return self._int16_rows(name, x, matrices)
             case "int8_blocks":
                 return self._blocks(name, x.value, matrices, bits=8)
             case "int4_blocks":
@@ -100,19 +108,40 @@ class Linears:
         return f"{name}.weight"
 
     def _int8_rows(self, name: str, x: Activation, matrices: Sequence[Matrix], scaled: bool) -> str:
-        rows, columns = self._shape(matrices)
-        weight = self._graph.matrix(f"{name}.weight", np.int8, [columns, rows])
-        scales = self._graph.matrix(f"{name}.scales", np.float32, [rows])
+        weight, scales = self._row_weight(name, matrices)
         for start, piece in self._pieces(matrices):
             integers, piece_scales = quantize_rows(piece)
             weight.write_columns(start, integers.T)
             scales.write_rows(start, piece_scales[:, None])
+        product = self._row_product(name, x)
+        return self._graph.node("Mul", [product, x.scale], f"{name}.output") if scaled else product
+
+    def _int16_rows(self, name: str, x: Activation, matrices: Sequence[Matrix]) -> str:
+        first, first_scales = self._row_weight(f"{name}.first", matrices)
+        second, second_scales = self._row_weight(f"{name}.second", matrices)
+        for start, piece in self._pieces(matrices):
+            integers, rest, piece_scales = quantize_rows_twice(piece)
+            first.write_columns(start, integers.T)
+            second.write_columns(start, rest.T)
+            first_scales.write_rows(start, piece_scales[:, None])
+            second_scales.write_rows(start, piece_scales[:, None] / np.float32(SECOND_PLANE))
+        products = [self._row_product(f"{name}.{plane}", x) for plane in ("first", "second")]
+        total = self._graph.node("Add", products, f"{name}.product")
+        return self._graph.node("Mul", [total, x.scale], f"{name}.output")
+
+    def _row_weight(self, name: str, matrices: Sequence[Matrix]) -> tuple[Slot, Slot]:
+        """Room for an 8-bit weight [k, n] and its scales [n]."""
+        rows, columns = self._shape(matrices)
+        weight = self._graph.matrix(f"{name}.weight", np.int8, [columns, rows])
+        return weight, self._graph.matrix(f"{name}.scales", np.float32, [rows])
+
+    def _row_product(self, name: str, x: Activation) -> str:
+        """The product that still lacks the factor ``x.scale``."""
         self._quantize_tokens(x)
         one = self._graph.constant("one", np.array(1, np.float32))
         zero_point = self._graph.constant("zero_point", np.array(128, np.uint8))
         inputs = [x.codes, f"{name}.weight", one, f"{name}.scales", zero_point]
-        product = self._graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
-        return self._graph.node("Mul", [product, x.scale], f"{name}.output") if scaled else product
+        return self._graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
 
     def _quantize_tokens(self, x: Activation) -> None:
         """One symmetric 8-bit scale per token, largest magnitude / 127. A token's numbers don't depend on its batch."""

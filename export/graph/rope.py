@@ -35,7 +35,7 @@ def rope_tables(spec: ModelSpec, positions: int) -> tuple[Float32, Float32]:
 def _llama3(frequencies: Float64, scaling: Llama3RopeScaling) -> Float64:
     """Long wavelengths are slowed by ``factor``, short ones kept, those between interpolated.
 
-    Formula: transformers.modeling_rope_utils._compute_llama3_parameters and Meta's reference (llama-models, apply_scaling).
+    Formula: transformers.modeling_rope_utils._compute_llama3_parameters; Meta's llama-models, apply_scaling.
     """
     wavelengths = 2 * math.pi / frequencies
     turns = scaling.original_max_positions / wavelengths

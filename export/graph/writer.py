@@ -22,6 +22,8 @@ IR_VERSION = 10
 MICROSOFT = "com.microsoft"
 #: Offsets of tensors in the data file: whole pages, so that the runtime can map them.
 ALIGNMENT = 4096
+#: Columns copied at a time when a matrix is transposed.
+_BAND = 64
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,14 @@ class Slot:
 
     def write_columns(self, start: int, piece: Array) -> None:
         """Write ``piece`` [rows, n] to the columns from ``start``."""
-        data = np.ascontiguousarray(piece, dtype=self.dtype)
+        data = _c_contiguous(piece.astype(self.dtype, copy=False))
         if data.shape[0] != self.rows or start + data.shape[1] > self.columns:
             raise ValueError(f"{data.shape} does not fit at column {start} of {self.rows} x {self.columns}")
         if data.shape[1] == self.columns:
-            return self._write(data, self.offset)
-        for row in range(self.rows):
-            self._write(data[row], self.offset + (row * self.columns + start) * self.dtype.itemsize)
+            self._write(data, self.offset)
+        else:
+            for row in range(self.rows):
+                self._write(data[row], self.offset + (row * self.columns + start) * self.dtype.itemsize)
 
     def _write(self, data: Array, offset: int) -> None:
         view = data.reshape(-1).view(np.uint8).data
@@ -129,6 +132,16 @@ class GraphWriter:
             producer_version=producer_version,
         )
         (self._directory / MODEL_FILE).write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _c_contiguous(matrix: Array) -> Array:
+    """A C-contiguous copy made in bands: a plain copy of a transposed matrix misses the cache at every element."""
+    if matrix.flags.c_contiguous:
+        return matrix
+    copy = np.empty(matrix.shape, matrix.dtype)
+    for start in range(0, matrix.shape[1], _BAND):
+        copy[:, start : start + _BAND] = matrix[:, start : start + _BAND]
+    return copy
 
 
 def _element_type(dtype: np.dtype[Any]) -> int:

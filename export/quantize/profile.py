@@ -8,17 +8,22 @@ from typing import Literal
 from guard.bundle.manifest import Quantization
 from guard.errors import UnsupportedError
 
-#: ``float32``: plain. ``int8_rows``: W8A8, one scale per output channel and per token. ``int8_blocks`` / ``int4_blocks``:
-#: MatMulNBits, one scale per block of a row, activations quantized per block.
-Format = Literal["float32", "int8_rows", "int8_blocks", "int4_blocks"]
+#: ``float32``: plain. ``int8_rows``: W8A8, one scale per output channel and per token. ``int16_rows``: the same with a
+#: second 8-bit weight for what the first one left. ``int8_blocks`` / ``int4_blocks``: MatMulNBits, one scale per block
+#: of a row, activations quantized per block.
+Format = Literal["float32", "int8_rows", "int16_rows", "int8_blocks", "int4_blocks"]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One named choice of formats. ``down_rotation`` is the block size of the online rotation before down_proj, 0 = none."""
+    """One named choice of formats; ``linears`` are those without a field of their own.
+
+    ``down_rotation`` is the block size of the online rotation before down_proj, 0 = none.
+    """
 
     name: str
     linears: Format
+    v_proj: Format
     down_proj: Format
     embedding: Format
     head: Format
@@ -26,11 +31,22 @@ class Profile:
     down_rotation: int
     largest_block: int
 
+    def form(self, linear: str) -> Format:
+        """The format of ``q_proj``, ..., ``down_proj``."""
+        match linear:
+            case "v_proj":
+                return self.v_proj
+            case "down_proj":
+                return self.down_proj
+            case _:
+                return self.linears
+
     def quantization(self, head_pruned: bool, rotation: str) -> Quantization:
         """The manifest's description of this profile."""
+        linears = self.linears if self.v_proj == self.linears else f"{self.linears}, v_proj {self.v_proj}"
         return Quantization(
             name=self.name,
-            linears=self.linears,
+            linears=linears,
             down_proj=self.down_proj,
             embedding=self.embedding,
             head="float32" if head_pruned else self.head,
@@ -40,17 +56,34 @@ class Profile:
 
 PROFILES = {
     "none": Profile(
-        "none", "float32", "float32", "float32", "float32", rotate=False, down_rotation=0, largest_block=32
+        name="none",
+        linears="float32",
+        v_proj="float32",
+        down_proj="float32",
+        embedding="float32",
+        head="float32",
+        rotate=False,
+        down_rotation=0,
+        largest_block=32,
     ),
     "int8": Profile(
-        "int8", "int8_rows", "int8_rows", "int8_blocks", "int8_rows", rotate=True, down_rotation=64, largest_block=32
+        name="int8",
+        linears="int8_rows",
+        v_proj="int16_rows",  # every token attends to the first one, whose value must stay near zero: errors there add up
+        down_proj="int8_rows",
+        embedding="int8_blocks",
+        head="int8_rows",
+        rotate=True,
+        down_rotation=64,
+        largest_block=32,
     ),
     "int4": Profile(
-        "int4",
-        "int4_blocks",
-        "int8_blocks",
-        "int8_blocks",
-        "int8_blocks",
+        name="int4",
+        linears="int4_blocks",
+        v_proj="int8_blocks",
+        down_proj="int8_blocks",
+        embedding="int8_blocks",
+        head="int8_blocks",
         rotate=False,
         down_rotation=0,
         largest_block=32,

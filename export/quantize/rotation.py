@@ -1,7 +1,7 @@
 """Orthogonal rotations that spread outliers over all channels, so that 8 bits per token are enough.
 
-After QuaRot (arXiv:2404.00456) and SpinQuant (arXiv:2405.16406): a rotation merged into the weights on both sides of the
-residual stream leaves a Llama's function unchanged, because RMSNorm without its weight commutes with rotations.
+After QuaRot (arXiv:2404.00456) and SpinQuant (arXiv:2405.16406): a rotation merged into the weights on both sides of
+the residual stream leaves a Llama's function unchanged, because RMSNorm without its weight commutes with rotations.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import math
 import numpy as np
 
 from export.checkpoint.model import Float32
+from export.quantize.parallel import for_each_band
 
-#: Columns rotated at a time: 2048 x 64 floats stay in a core's L2 cache.
-_COLUMNS = 64
+#: Values rotated at a time (512 KiB): they stay in a core's cache through all the passes.
+_CACHED = 1 << 17
 
 
 class Rotation:
     """The orthogonal map ``x -> (H kron C) (signs * x)`` on vectors of ``size`` = 2^k * m channels, m odd.
 
-    H is the 2^k Hadamard matrix over sqrt(2^k), C the orthonormal DCT-II of size m (a plain 1 for m = 1), ``signs`` random
-    but fixed by ``seed``. It is applied by additions and multiplications in one fixed order and never through BLAS, so
-    that every machine gets the same bits, with any number of threads.
+    H is the 2^k Hadamard matrix over sqrt(2^k), C the orthonormal DCT-II of size m (a plain 1 for m = 1), ``signs``
+    random but fixed by ``seed``. It is applied by additions and multiplications in one fixed order and never through
+    BLAS, so that every machine gets the same bits, with any number of threads.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -32,31 +33,43 @@ class Rotation:
         self._power = size // self._odd
         self._cosines = _dct(self._odd)
         self._signs = _signs(size, seed)
+        self._vectors = max(1, _CACHED // size)
 
     def __str__(self) -> str:
         return f"H{self._power}" if self._odd == 1 else f"H{self._power}xDCT{self._odd}"
 
-    def apply(self, matrix: Float32) -> None:
-        """Rotate every column of ``matrix`` [groups * size, columns] in place, each run of ``size`` rows by itself."""
-        groups = matrix.reshape(-1, self.size, matrix.shape[1])
-        for group in groups:
-            for start in range(0, group.shape[1], _COLUMNS):
-                part = group[:, start : start + _COLUMNS]
-                part[...] = self._rotated(part * self._signs[:, None])
+    def apply_to_columns(self, matrix: Float32) -> None:
+        """Rotate every column of ``matrix`` [groups * size, n] in place, each run of ``size`` values by itself."""
+        for group in matrix.reshape(-1, self.size, matrix.shape[1]):
+            self._rotate_in_place(group)
+
+    def apply_to_rows(self, matrix: Float32) -> None:
+        """Rotate every row of ``matrix`` [n, groups * size], which is C-contiguous, in place, as above."""
+        self._rotate_in_place(matrix.reshape(-1, self.size).T)
 
     def matrix(self) -> Float32:
         """The rotation as a dense [size, size] matrix M: rotated = M @ x."""
         dense = np.eye(self.size, dtype=np.float32)
-        self.apply(dense)
+        self.apply_to_columns(dense)
         return dense
 
-    def _rotated(self, part: Float32) -> Float32:
-        """Hadamard and cosine transforms of ``part`` [size, columns], which is overwritten."""
+    def _rotate_in_place(self, columns: Float32) -> None:
+        def rotate(band: slice) -> None:
+            columns[:, band] = self._rotated(columns[:, band])
+
+        for_each_band(columns.shape[1], self._vectors, rotate)
+
+    def _rotated(self, columns: Float32) -> Float32:
+        """Each column of ``columns`` [size, n] rotated, as a new C-contiguous array."""
+        part = np.empty(columns.shape, np.float32)
+        np.multiply(columns, self._signs[:, None], out=part)
+        differences = np.empty(part.size // 2, np.float32)
         step = self._odd
         while step < self.size:
-            pairs = part.reshape(-1, 2, step * part.shape[1])
-            upper, lower = pairs[:, 0], pairs[:, 1]
-            difference = upper - lower
+            pairs = part.reshape(self.size // (2 * step), 2, -1)
+            upper, lower = pairs[:, 0, :], pairs[:, 1, :]
+            difference = differences.reshape(upper.shape)
+            np.subtract(upper, lower, out=difference)
             upper += lower
             lower[...] = difference
             step *= 2

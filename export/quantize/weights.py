@@ -80,18 +80,16 @@ class Weights:
         return self._tensors.shape(matrix.tensor)[1]
 
     def read(self, matrix: Matrix, rows: slice | None = None) -> Float32:
-        """Rows of the merged matrix, float32 [n, k] (maybe not C-contiguous). Rows must hold whole output rotations."""
+        """Rows of the merged matrix, float32 [n, k]. Rows must hold whole output rotations."""
         weight = self._tensors.read(matrix.tensor, rows)
         if not self._rotate:
             return weight
         if matrix.norm is not None:
             weight *= self._tensors.read(matrix.norm)
         if matrix.outputs is not None:
-            matrix.outputs.apply(weight)
+            matrix.outputs.apply_to_columns(weight)
         if matrix.inputs is not None:
-            transposed = np.ascontiguousarray(weight.T)
-            matrix.inputs.apply(transposed)
-            weight = transposed.T
+            matrix.inputs.apply_to_rows(weight)
         return weight
 
 
