@@ -6,29 +6,37 @@ import time
 from dataclasses import dataclass, field
 
 from guard.bundle import Bundle
+from guard.cache import CacheLimits, VerdictCache
 from guard.conversation import Conversation, Target
 from guard.engine.engine import Engine, Job, Ticket
 from guard.engine.runner import Runner
 from guard.errors import InputTooLongError
+from guard.normalize import views
+from guard.phrases import Match
+from guard.policies import DEFAULT_NAME
 from guard.policy import Policy
 from guard.prompt import GuardPromptBuilder
 from guard.reader import HeldPrompt, Mode, Reader, Reading
 from guard.scan import Pass, ScanLimits, Scanner
 from guard.streaming import StreamSession, StreamTask
 from guard.tokenizer import Tokenizer
-from guard.verdict import Judgement, Verdict, worst_of
+from guard.verdict import DecidedBy, Judgement, Verdict, Window, worst_of
 
 __all__ = ["Classifier", "ClassifyTask", "Mode"]
 
 
 @dataclass(frozen=True)
 class ClassifyTask:
-    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass."""
+    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass.
+
+    ``policy_name`` only says where the policy came from.
+    """
 
     conversation: Conversation
     target: Target
     policy: Policy = field(default_factory=Policy)
     mode: Mode = "one_pass"
+    policy_name: str = DEFAULT_NAME
 
 
 class Classifier:
@@ -40,6 +48,8 @@ class Classifier:
             raise ValueError("not a guard bundle")
         self.bundle = bundle
         self.engine = engine
+        #: Keeps nothing, until it is replaced by one with other limits.
+        self.cache = VerdictCache(CacheLimits(), bundle.digest)
         settings = engine.settings
         self._reader = Reader(runner, guard_format.answer, settings.prefix_bytes, settings.prefill_chunk)
         tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
@@ -49,12 +59,21 @@ class Classifier:
         """Judge and wait for the result; raises what ``submit`` and its future raise."""
         return self.submit(task).future.result()
 
+    def check_policy(self, policy: Policy) -> None:
+        """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
+        self._scanner.prompts.categories(policy)
+
     def submit(self, task: ClassifyTask, deadline: float | None = None) -> Ticket[Judgement]:
-        """Queue one judgement; ``deadline`` is in time.monotonic() seconds.
+        """Queue one judgement, unless the cache or the policy's lists decide; ``deadline`` is in time.monotonic()
+        seconds.
 
         Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError.
         """
+        key = self.cache.key(task.conversation, task.target, task.policy, task.mode)
+        known = self.cache.get(key)
+        if known is not None:
+            return Ticket.finished(known)
         passes = self._scanner.plan(task.conversation, task.target, task.policy)
         tokens = max(len(each.prompt.token_ids) for each in passes) + self._reader.answer_room
         limit = self.bundle.manifest.shape.max_positions
@@ -63,8 +82,14 @@ class Classifier:
             affordable = self.engine.settings.kv_bytes // self._reader.shape.kv_bytes_per_token
             raise InputTooLongError("messages", tokens, min(limit, affordable))
 
+        listed = _judge_by_lists(task, passes)
+        if listed is not None:
+            return Ticket.finished(listed)
+
         def job(ticket: Ticket[Judgement]) -> Job[Judgement]:
-            return self._scan(task, passes, tokens, ticket)
+            judgement = yield from self._scan(task, passes, tokens, ticket)
+            self.cache.put(key, judgement)
+            return judgement
 
         return self.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline)
 
@@ -107,3 +132,37 @@ class Classifier:
             queue_s=ticket.queue_s,
             model_s=time.monotonic() - began,
         )
+
+
+def _judge_by_lists(task: ClassifyTask, passes: tuple[Pass, ...]) -> Judgement | None:
+    """What the policy's lists say about the judged text: deny in any of its views, allow only of all of it."""
+    text, policy = task.conversation.messages[-1].content.strip(), task.policy
+    denied = policy.deny.found_in(views(text)) if policy.deny else None
+    if denied is not None:
+        return _listed(task, passes, denied, Verdict.UNSAFE, DecidedBy.DENY_LIST)
+    allowed = policy.allow.equal_to(text)
+    return None if allowed is None else _listed(task, passes, allowed, Verdict.SAFE, DecidedBy.ALLOW_LIST)
+
+
+def _listed(
+    task: ClassifyTask, passes: tuple[Pass, ...], match: Match, verdict: Verdict, decided_by: DecidedBy
+) -> Judgement:
+    length = max(each.window.end for each in passes if each.view is match.view)
+    return Judgement(
+        verdict=verdict,
+        unsafe_score=1.0 if verdict is Verdict.UNSAFE else 0.0,
+        categories=(),
+        mode=task.mode,
+        forged_delimiters=any(each.prompt.forged_delimiters for each in passes),
+        view=match.view,
+        window=Window(0, length, 0, 1),
+        context_left_out=passes[0].context_left_out,
+        passes=0,
+        prompt_tokens=0,
+        cached_tokens=0,
+        completion_tokens=0,
+        queue_s=0.0,
+        model_s=0.0,
+        decided_by=decided_by,
+        matched_entry=match.entry,
+    )

@@ -1,13 +1,18 @@
-"""What a caller wants flagged: thresholds, exclusions, and categories of their own."""
+"""What a caller wants flagged: thresholds, exclusions, categories and phrases of their own; and what to do then."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import Enum
+from functools import cached_property
 from types import MappingProxyType
 
 from guard.errors import InvalidInputError
+from guard.phrases import PhraseList
 
 _CODE = re.compile(r"S[1-9][0-9]?")
 #: A custom category becomes part of every prompt, so its text is bounded.
@@ -15,6 +20,13 @@ MAX_CUSTOM_CATEGORIES = 16
 MAX_NAME_CHARACTERS = 64
 MAX_DESCRIPTION_CHARACTERS = 512
 _EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+class PolicyAction(Enum):
+    """What callers should do about an unsafe text: block it, or (shadow mode) note it and let it through."""
+
+    BLOCK = "block"
+    SHADOW = "shadow"
 
 
 @dataclass(frozen=True)
@@ -46,13 +58,17 @@ class Policy:
     """Thresholds in 0..1 on the unsafe score; see ``guard.verdict.judge`` for how they decide.
 
     ``excluded_categories`` are left out of the prompt (when the model reads its categories from there) and of the
-    answer. Raises InvalidInputError naming the field.
+    answer. A text that contains a phrase of ``deny`` is unsafe and one that is, as a whole, a phrase of ``allow`` is
+    safe, both without asking the model; ``deny`` goes first. Raises InvalidInputError naming the field.
     """
 
     threshold: float = 0.5
     category_thresholds: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     excluded_categories: frozenset[str] = frozenset()
     custom_categories: tuple[CustomCategory, ...] = ()
+    action: PolicyAction = PolicyAction.BLOCK
+    deny: PhraseList = field(default_factory=PhraseList)
+    allow: PhraseList = field(default_factory=PhraseList)
 
     def __post_init__(self) -> None:
         _check_threshold("policy.threshold", self.threshold)
@@ -69,6 +85,38 @@ class Policy:
     def threshold_for(self, code: str) -> float:
         """The threshold that applies to ``code``."""
         return self.category_thresholds.get(code, self.threshold)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything the policy says, 64 hexadecimal digits: equal policies, equal digests."""
+        value = {each.name: getattr(self, each.name) for each in fields(self)} | {
+            "category_thresholds": dict(self.category_thresholds),
+            "excluded_categories": sorted(self.excluded_categories),
+            "custom_categories": [asdict(category) for category in self.custom_categories],
+            "action": self.action.value,
+            "deny": asdict(self.deny),
+            "allow": asdict(self.allow),
+        }
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class PolicyChanges:
+    """The fields of a policy that differ from another's; None leaves a field as it is, a value replaces all of it."""
+
+    threshold: float | None = None
+    category_thresholds: Mapping[str, float] | None = None
+    excluded_categories: frozenset[str] | None = None
+    custom_categories: tuple[CustomCategory, ...] | None = None
+    action: PolicyAction | None = None
+    deny: PhraseList | None = None
+    allow: PhraseList | None = None
+
+    def apply(self, base: Policy) -> Policy:
+        """``base`` with these changes; raises what Policy raises."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {name: value for name, value in values.items() if value is not None}
+        return replace(base, **given) if given else base
 
 
 def _check_threshold(name: str, value: float) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from guard.errors import ModelOutputError
 from guard.normalize import ViewKind
-from guard.policy import Policy
+from guard.policy import Policy, PolicyAction
 from guard.taxonomy import HAZARDS
 
 T = TypeVar("T")
@@ -26,6 +26,23 @@ class Verdict(Enum):
 
     SAFE = "safe"
     UNSAFE = "unsafe"
+
+
+class Action(Enum):
+    """What to do with the judged text: a verdict under a policy's PolicyAction."""
+
+    ALLOW = "allow"
+    BLOCK = "block"
+    REPORT = "report"
+
+
+class DecidedBy(Enum):
+    """How a verdict was reached."""
+
+    MODEL = "model"
+    DENY_LIST = "deny_list"
+    ALLOW_LIST = "allow_list"
+    CACHE = "cache"
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,7 @@ class Judgement:
 
     Long texts are read in windows and disguised ones in several views: this is the worst of those passes, ``view`` and
     ``window`` say which, and ``passes`` how many were made (fewer than planned when an unsafe one ended the scan).
-    Tokens are those of all passes.
+    Tokens are those of all passes. ``matched_entry`` is set when a list decided, without any pass.
     """
 
     verdict: Verdict
@@ -71,6 +88,8 @@ class Judgement:
     completion_tokens: int
     queue_s: float
     model_s: float
+    decided_by: DecidedBy = DecidedBy.MODEL
+    matched_entry: str | None = None
 
 
 class Scored(Protocol):
@@ -80,6 +99,13 @@ class Scored(Protocol):
     def verdict(self) -> Verdict: ...
     @property
     def unsafe_score(self) -> float: ...
+
+
+def action_for(verdict: Verdict, policy: Policy) -> Action:
+    """Shadow mode never blocks."""
+    if verdict is Verdict.SAFE:
+        return Action.ALLOW
+    return Action.REPORT if policy.action is PolicyAction.SHADOW else Action.BLOCK
 
 
 def worst_of(items: Sequence[T], scored: Callable[[T], Scored]) -> T:
