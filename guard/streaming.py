@@ -9,12 +9,13 @@ checkpoint costs its new tokens plus the closing. A text longer than a window go
 from __future__ import annotations
 
 import re
+import threading
 import time
 from dataclasses import dataclass, replace
 
 from guard.conversation import Conversation, Message, Target
 from guard.engine.engine import Engine, Job, Ticket
-from guard.errors import InvalidInputError
+from guard.errors import CancelledError, InputTooLongError, InvalidInputError
 from guard.normalize import ViewKind, views
 from guard.policy import Policy
 from guard.prompt import GuardPrompt
@@ -47,24 +48,28 @@ class StreamTask:
 
 
 class TextCutter:
-    """Finds the checkpoints of a growing text."""
+    """Finds the checkpoints of one growing text."""
 
     def __init__(self, tokenizer: Tokenizer, every_tokens: int, at_sentence_ends: bool) -> None:
         self._tokenizer = tokenizer
         self._every = every_tokens
         self._at_sentence_ends = at_sentence_ends
+        self._last, self._tried = 0, 0  # after the checkpoint ``last``, no place up to ``tried`` is the next one
 
     def next(self, text: str, last: int) -> int | None:
         """The first checkpoint after ``last`` (characters), or None while ``text`` has not reached it.
 
         It is decided by the text up to one character after it, so text that comes later changes nothing.
         """
+        if last != self._last:
+            self._last, self._tried = last, last
         first = last + len(text[last:]) - len(text[last:].lstrip())
         limit = first + self._most(text[first:])
         pattern = _SENTENCE_END if self._at_sentence_ends else _WORD_END
-        for match in pattern.finditer(text, first, min(len(text), limit + 1)):
+        for match in pattern.finditer(text, max(first, self._tried), min(len(text), limit + 1)):
             if self._at_sentence_ends or self._has_enough(text[last : match.end()]):
                 return match.end()
+            self._tried = match.end()
         return limit if limit < len(text) else None
 
     def _most(self, text: str) -> int:
@@ -92,8 +97,9 @@ class Check:
 
 
 class StreamSession:
-    """One message in the making: ``add`` text, run every ``next_check``, then ``last_check`` and ``result``; ``close``
-    in any case. One check at a time: the caller waits for a ticket before asking for the next.
+    """One message in the making: ``add`` text, run every ``next_check``, then ``check_rest`` and ``result``; ``close``
+    in any case. One check at a time: the caller waits for a ticket before asking for the next. Only ``close`` may be
+    called while another method runs.
     """
 
     def __init__(self, task: StreamTask, scanner: Scanner, reader: Reader, engine: Engine) -> None:
@@ -102,12 +108,26 @@ class StreamSession:
         self._cutter = TextCutter(scanner.tokenizer, task.every_tokens, task.at_sentence_ends)
         self._context, self._left_out = scanner.fit_context(task.context)
         around = len(self._prompt("x").token_ids) + reader.answer_room
-        self._capacity = around + scanner.limits.window + task.every_tokens * _BYTES_PER_TOKEN
+        longest = around + scanner.limits.window + task.every_tokens * _BYTES_PER_TOKEN
+        self._capacity = min(longest, reader.shape.max_positions)
         self._held: dict[ViewKind, HeldPrompt] = {}
-        self._text = ""
+        self._running: Ticket[Check] | None = None
+        self._closed = False
+        self._lock = threading.Lock()  # over the three above
+        self._text, self._tokens = "", 0
         self._window_start, self._windows = 0, 1
         self._checks: list[Check] = []
         self._hold(ViewKind.RAW)
+
+    @property
+    def text(self) -> str:
+        """All that was added."""
+        return self._text
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is text, other than white space, that has not been judged."""
+        return bool(self._text[self._judged :].strip())
 
     def add(self, text: str) -> None:
         """Append a delta. Raises InvalidInputError for one that is not valid Unicode."""
@@ -118,20 +138,26 @@ class StreamSession:
         self._text += text
 
     def next_check(self, deadline: float | None = None) -> Ticket[Check] | None:
-        """Queue the next checkpoint, if the text has reached it. Raises what ``Engine.submit`` raises."""
+        """Queue the next checkpoint, if the text has reached it.
+
+        Raises what ``Engine.submit`` raises, OverloadedError when another reading of the text needs KV memory that is
+        not free, InputTooLongError for a text over the scan's limit, CancelledError after ``close``.
+        """
         end = self._cutter.next(self._text, self._judged)
         return None if end is None else self._submit(end, deadline)
 
-    def last_check(self, deadline: float | None = None) -> Ticket[Check] | None:
-        """Queue a check of all the text there is, wherever it ends; None when all of it has been judged."""
-        return self._submit(len(self._text), deadline) if self._text[self._judged :].strip() else None
+    def check_rest(self, deadline: float | None = None) -> Ticket[Check] | None:
+        """Queue a check of all the text there is, wherever it ends, when no ``next_check`` is due; None when all of it
+        has been judged. Raises as ``next_check``.
+        """
+        return self._submit(len(self._text), deadline) if self.waiting else None
 
     def result(self) -> Judgement:
         """The worst of all checks. Raises InvalidInputError when no text came, or some was not judged."""
         if not self._checks:
             raise InvalidInputError("text", "is empty or only white space")
         worst = worst_of(self._checks, lambda check: check.reading)
-        if worst.reading.verdict is Verdict.SAFE and self._text[self._judged :].strip():
+        if worst.reading.verdict is Verdict.SAFE and self.waiting:
             raise InvalidInputError("text", "has not been judged to its end")
         readings = [check.reading for check in self._checks]
         return Judgement(
@@ -152,7 +178,18 @@ class StreamSession:
         )
 
     def close(self) -> None:
-        """Give the KV memory back."""
+        """Stop the check that still runs, if one does, and give the KV memory back once it has stopped."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed, running = True, self._running
+        if running is None:
+            self._release()
+        else:
+            running.cancel()
+            running.future.add_done_callback(lambda _: self._release())
+
+    def _release(self) -> None:
         self._engine.release(len(self._held) * self._kv_bytes)
         self._held.clear()
 
@@ -166,20 +203,27 @@ class StreamSession:
 
     def _hold(self, kind: ViewKind) -> HeldPrompt:
         """The held prompt of one view; each has a KV cache of its own, so that views do not roll each other back."""
-        if kind not in self._held:
-            self._engine.hold(self._kv_bytes)
-            self._held[kind] = HeldPrompt(self._reader.shape, self._capacity)
-        return self._held[kind]
+        with self._lock:
+            self._check_open()
+            if kind not in self._held:
+                self._engine.hold(self._kv_bytes)
+                self._held[kind] = HeldPrompt(self._reader.shape, self._capacity)
+            return self._held[kind]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CancelledError("the stream was closed")
 
     def _prompt(self, text: str) -> GuardPrompt:
         messages = (*self._context, Message(self._task.target.role, text))
         return self._scanner.prompts.build(Conversation(messages), self._task.target, self._task.policy)
 
     def _submit(self, end: int, deadline: float | None) -> Ticket[Check]:
+        self._count_tokens(end)
         self._move_window(end)
         window = Window(self._window_start, end, self._windows - 1, self._windows)
         passes = [
-            (view.kind, self._prompt(view.text), self._hold(view.kind))
+            (view.kind, self._fitting_prompt(view.text), self._hold(view.kind))
             for view in views(self._text[window.start : end].strip())
             if view.text.strip()
         ]
@@ -187,7 +231,23 @@ class StreamSession:
         def job(ticket: Ticket[Check]) -> Job[Check]:
             return self._check(passes, window, ticket)
 
-        return self._engine.submit(job, deadline=deadline)
+        with self._lock:
+            self._check_open()
+            self._running = self._engine.submit(job, deadline=deadline)
+            return self._running
+
+    def _count_tokens(self, end: int) -> None:
+        self._tokens += len(self._scanner.tokenizer.encode_text(self._text[self._judged : end]))
+        if self._tokens > self._scanner.limits.text:
+            raise InputTooLongError("text", self._tokens, self._scanner.limits.text)
+
+    def _fitting_prompt(self, text: str) -> GuardPrompt:
+        """The prompt for one reading. A window fits by its size; a reading of it may be several times as long."""
+        prompt = self._prompt(text)
+        tokens = len(prompt.token_ids) + self._reader.answer_room
+        if tokens > self._capacity:
+            raise InputTooLongError("text", tokens, self._capacity)
+        return prompt
 
     def _move_window(self, end: int) -> None:
         """Begin a new window when the text up to ``end`` no longer fits: the overlap, then what has not been judged."""

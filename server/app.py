@@ -103,7 +103,7 @@ class App:
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(self.registry, self._submitter)
+        moderation = ModerationService(self.registry, self._submitter, settings.stream_idle_s)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
         generation = GenerationService(self.registry, self._submitter, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)

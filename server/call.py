@@ -9,17 +9,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from server.limits import Permit
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call. ``started`` and ``deadline`` are time.monotonic() seconds."""
+    """One call. ``started`` and ``deadline`` are time.monotonic() seconds; ``permit`` counts its bytes."""
 
     method: str
     request_id: str
     started: float
     deadline: float | None = None
+    permit: Permit | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -39,3 +42,8 @@ def request_id_of(request: Any) -> str:
     """The caller's request id, or a new one. A malformed one is not taken; ``server.convert`` refuses it later."""
     given = getattr(request, "request_id", "")
     return given if isinstance(given, str) and is_request_id(given) else uuid.uuid4().hex
+
+
+def request_bytes(request: Any) -> int:
+    """The size of a request as it was sent; 0 for a stream of requests, which come later."""
+    return int(request.ByteSize()) if hasattr(request, "ByteSize") else 0

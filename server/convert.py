@@ -18,8 +18,9 @@ from guard.errors import InvalidInputError
 from guard.generator import FinishReason, GenerateTask, Generation
 from guard.normalize import ViewKind
 from guard.policy import CustomCategory, Policy
+from guard.streaming import Check, StreamTask
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import Judgement, Verdict
+from guard.verdict import CategoryScore, Judgement, Verdict
 from server.call import is_request_id
 from server.errors import UnsupportedFieldError
 from server.registry import Entry, State
@@ -65,6 +66,8 @@ _STATES = {
 #: Category codes become part of error messages, so only what can be a code gets as far as the domain.
 _CODE = re.compile(r"S[1-9][0-9]?")
 _DEFAULT_THRESHOLD = Policy().threshold
+#: Limits of StreamClassifyStart.check_at_latest_after, in seconds.
+MIN_WAIT_S, MAX_WAIT_S = 0.05, 60.0
 #: Fields of GenerateRequest whose feature does not exist yet.
 _UNSUPPORTED = ("tools", "tool_choice", "response_format", "moderation")
 
@@ -85,24 +88,61 @@ def classify_task(request: moderation_pb2.ClassifyRequest) -> ClassifyTask:
     return ClassifyTask(conversation, _target(request.target, conversation), _policy(request.policy), mode)
 
 
+def stream_task(start: moderation_pb2.StreamClassifyStart) -> StreamTask:
+    """The task of one StreamClassify; raises as ``classify_task``."""
+    check_request_id(start.request_id)
+    if start.target == moderation_pb2.TARGET_UNSPECIFIED:
+        raise InvalidInputError("target", "is required: nothing else says what is being written")
+    return StreamTask(
+        context=_messages(start.messages),
+        target=_known_target(start.target),
+        policy=_policy(start.policy),
+        every_tokens=start.check_every_tokens if start.HasField("check_every_tokens") else StreamTask.every_tokens,
+        at_sentence_ends=start.at_sentence_ends,
+    )
+
+
+def longest_wait_s(start: moderation_pb2.StreamClassifyStart) -> float | None:
+    """Seconds after which unjudged text is judged, None for never; raises InvalidInputError."""
+    if not start.HasField("check_at_latest_after"):
+        return None
+    seconds = start.check_at_latest_after.seconds + start.check_at_latest_after.nanos / 1e9
+    if not MIN_WAIT_S <= seconds <= MAX_WAIT_S:
+        raise InvalidInputError("check_at_latest_after", f"expected {MIN_WAIT_S:g} to {MAX_WAIT_S:g} seconds")
+    return seconds
+
+
+def stream_progress(
+    check: Check, checks: int, judged_bytes: int, released_bytes: int
+) -> moderation_pb2.StreamClassifyProgress:
+    """The progress that a check is; bytes are those of the text up to its characters ``judged`` and ``released``."""
+    return moderation_pb2.StreamClassifyProgress(
+        verdict=_VERDICTS[check.reading.verdict],
+        unsafe_score=check.reading.unsafe_score,
+        categories=_categories(found for found in check.reading.categories if found.flagged),
+        released_bytes=released_bytes,
+        judged_bytes=judged_bytes,
+        view=_VIEWS[check.view],
+        window=moderation_pb2.TextWindow(**asdict(check.window)),
+        checks=checks,
+    )
+
+
 def classify_response(
-    judgement: Judgement, task: ClassifyTask, model: str, request_id: str, total_s: float
+    judgement: Judgement, target: Target, model: str, request_id: str, total_s: float
 ) -> moderation_pb2.ClassifyResponse:
     """The response for a judgement; ``total_s`` in seconds since the request arrived."""
     return moderation_pb2.ClassifyResponse(
         request_id=request_id,
         verdict=_VERDICTS[judgement.verdict],
         unsafe_score=judgement.unsafe_score,
-        categories=[
-            moderation_pb2.CategoryScore(code=found.code, name=found.name, score=found.score, flagged=found.flagged)
-            for found in judgement.categories
-        ],
+        categories=_categories(judgement.categories),
         model=model,
         usage=_usage(judgement),
         timings=moderation_pb2.Timings(
             queue=duration(judgement.queue_s), model=duration(judgement.model_s), total=duration(total_s)
         ),
-        target=_TARGET_NUMBERS[task.target],
+        target=_TARGET_NUMBERS[target],
         mode=_MODE_NUMBERS[judgement.mode],
         signals=[moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER] if judgement.forged_delimiters else [],
         view=_VIEWS[judgement.view],
@@ -193,7 +233,11 @@ def model(entry: Entry) -> model_pb2.Model:
 
 
 def _conversation(messages: Iterable[moderation_pb2.Message]) -> Conversation:
-    return Conversation(tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages)))
+    return Conversation(_messages(messages))
+
+
+def _messages(messages: Iterable[moderation_pb2.Message]) -> tuple[Message, ...]:
+    return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
 
 def _message(message: moderation_pb2.Message, where: str) -> Message:
@@ -210,11 +254,15 @@ def _message(message: moderation_pb2.Message, where: str) -> Message:
 def _target(number: int, conversation: Conversation) -> Target:
     """The target asked for, or by the role of the last message. That the two agree is the domain's check."""
     if number != moderation_pb2.TARGET_UNSPECIFIED:
-        target = _TARGETS.get(cast(moderation_pb2.Target, number))
-        if target is None:
-            raise InvalidInputError("target", f"unknown number {number}")
-        return target
+        return _known_target(number)
     return Target.RESPONSE if conversation.messages[-1].role is Role.ASSISTANT else Target.PROMPT
+
+
+def _known_target(number: int) -> Target:
+    target = _TARGETS.get(cast(moderation_pb2.Target, number))
+    if target is None:
+        raise InvalidInputError("target", f"unknown number {number}")
+    return target
 
 
 def _policy(policy: moderation_pb2.Policy) -> Policy:
@@ -235,6 +283,13 @@ def _custom_category(index: int, category: moderation_pb2.CustomCategory) -> Cus
     except InvalidInputError as error:
         name = error.field.rpartition(".")[2]
         raise InvalidInputError(f"policy.custom_categories[{index}].{name}", error.problem) from None
+
+
+def _categories(categories: Iterable[CategoryScore]) -> list[moderation_pb2.CategoryScore]:
+    return [
+        moderation_pb2.CategoryScore(code=found.code, name=found.name, score=found.score, flagged=found.flagged)
+        for found in categories
+    ]
 
 
 def _usage(done: Judgement | Generation) -> moderation_pb2.Usage:

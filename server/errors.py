@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guard.errors import GuardError, InvalidInputError, ModelNotLoadedError
+from guard.errors import DeadlineError, GuardError, InvalidInputError, ModelNotLoadedError
 
 
 class ModelNotFoundError(ModelNotLoadedError):
@@ -18,9 +18,15 @@ class AdminDisabledError(GuardError):
 
 
 class SlowReaderError(GuardError):
-    """The reader of a stream fell too far behind; generation was stopped."""
+    """The reader of a stream fell too far behind; compute was stopped."""
 
     reason = "SLOW_READER"
+
+
+class IdleStreamError(DeadlineError):
+    """The writer of a stream sent nothing for too long, while the stream held memory."""
+
+    reason = "STREAM_IDLE"
 
 
 class UnsupportedFieldError(InvalidInputError):

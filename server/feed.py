@@ -1,4 +1,4 @@
-"""The text of one generation on its way from the engine's thread to a reader who may be slow."""
+"""Responses on their way to a reader who may be slow; the text of one generation from the engine's thread on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import grpc.aio
+
+from guard.errors import CancelledError
 from guard.generator import Delta
 from server.errors import SlowReaderError
 
@@ -77,3 +81,14 @@ class Feed:
     def _call(self, step: Callable[[], None]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(step)
+
+
+async def send(context: grpc.aio.ServicerContext[Any, Any], response: Any, idle_s: float) -> None:
+    """Send a response of a stream; raises SlowReaderError when the reader takes nothing for ``idle_s`` seconds."""
+    try:
+        async with asyncio.timeout(idle_s):
+            await context.write(response)
+    except TimeoutError:
+        raise SlowReaderError(f"nothing was read for {idle_s:g} s") from None
+    except grpc.aio.InternalError:  # the stream broke before gRPC came to cancel this handler
+        raise CancelledError("the caller went away") from None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import grpc.aio
 
 from guard.engine.engine import Ticket
 from guard.engine.sampler import SamplingParams
-from guard.errors import CancelledError
 from guard.generator import Generation
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import call, convert, tickets
-from server.errors import SlowReaderError
-from server.feed import Feed
+from server.feed import Feed, send
 from server.registry import Registry
 from server.settings import Settings
 from server.tickets import Submitter
@@ -48,13 +45,15 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         feed = Feed(self._settings.max_unsent_tokens)
         name, ticket = await self._submit(request, feed)
         try:
-            await self._write(context, generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name))
+            first = generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name)
+            await send(context, first, self._settings.stream_idle_s)
             while (piece := await feed.take()) is not None:
                 part = generation_pb2.StreamGenerateResponse(text=piece.text, token_count=piece.tokens)
-                await self._write(context, part)
+                await send(context, part, self._settings.stream_idle_s)
             generation = await tickets.result(ticket)
             first_token_s = _first_token_s(generation, ticket, this.started)
-            await self._write(context, convert.last_stream_response(generation, first_token_s, this.elapsed_s))
+            last = convert.last_stream_response(generation, first_token_s, this.elapsed_s)
+            await send(context, last, self._settings.stream_idle_s)
         finally:
             ticket.cancel()
 
@@ -79,16 +78,6 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             feed.stop = ticket.cancel
             ticket.future.add_done_callback(lambda _: feed.finish())
         return entry.name, ticket
-
-    async def _write(self, context: _Context, response: generation_pb2.StreamGenerateResponse) -> None:
-        """Send a response; raises SlowReaderError when the reader takes nothing for too long."""
-        try:
-            async with asyncio.timeout(self._settings.stream_idle_s):
-                await context.write(response)
-        except TimeoutError:
-            raise SlowReaderError(f"nothing was read for {self._settings.stream_idle_s:g} s") from None
-        except grpc.aio.InternalError:  # the stream broke before gRPC came to cancel this handler
-            raise CancelledError("the caller went away") from None
 
 
 def _first_token_s(generation: Generation, ticket: Ticket[Generation], started: float) -> float:

@@ -23,6 +23,19 @@ class Limits:
     bytes: int
 
 
+class Permit:
+    """Of one call that is inside. ``bytes`` are those of its requests so far."""
+
+    def __init__(self, gate: Gate, size: int) -> None:
+        self._gate = gate
+        self.bytes = size
+
+    def add(self, size: int) -> None:
+        """Count a further request of a stream; raises OverloadedError when there is no room for its bytes."""
+        self._gate.take_bytes(size)
+        self.bytes += size
+
+
 class Gate:
     """Counts what is inside. Used from the event loop's thread only."""
 
@@ -43,21 +56,26 @@ class Gate:
         return self._bytes
 
     @contextmanager
-    def admit(self, size: int) -> Iterator[None]:
+    def admit(self, size: int) -> Iterator[Permit]:
         """Let a call with a request of ``size`` bytes in until the block ends; raises OverloadedError when full."""
         if self._requests >= self._limits.requests:
             raise OverloadedError(f"{self._requests} requests are being served, the limit", self._retry_after_s())
-        if self._bytes + size > self._limits.bytes:
-            raise OverloadedError(f"{self._bytes} bytes of requests are being served, no room", self._retry_after_s())
+        self.take_bytes(size)
         self._requests += 1
-        self._bytes += size
+        permit = Permit(self, size)
         started = time.monotonic()
         try:
-            yield
+            yield permit
         finally:
             self._requests -= 1
-            self._bytes -= size
+            self._bytes -= permit.bytes
             self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
+
+    def take_bytes(self, size: int) -> None:
+        """Count ``size`` bytes more; raises OverloadedError when there is no room for them. For ``Permit``."""
+        if self._bytes + size > self._limits.bytes:
+            raise OverloadedError(f"{self._bytes} bytes of requests are being served, no room", self._retry_after_s())
+        self._bytes += size
 
     def _retry_after_s(self) -> float:
         """A call takes ``_mean_s`` from entering to leaving, so by then about everything inside now has left."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc.aio
 
-from guard.errors import GuardError, InvalidInputError, UnsupportedError
+from guard.errors import GuardError, InvalidInputError
 from guard.v1 import moderation_pb2, moderation_pb2_grpc
 from server import call, convert, status, tickets
 from server.call import Call
 from server.registry import Registry
+from server.streaming import Steps, StreamJudge
 from server.tickets import Submitter
 
 MAX_BATCH = 256
@@ -26,9 +27,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, stream_idle_s: float) -> None:
+        """``stream_idle_s``: seconds after which a stream that is not written or not read ends."""
         self._registry = registry
         self._submitter = submitter
+        self._idle_s = stream_idle_s
 
     async def Classify(  # noqa: N802 - gRPC's name
         self, request: moderation_pb2.ClassifyRequest, context: _Context
@@ -64,8 +67,12 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     async def StreamClassify(  # noqa: N802
         self, requests: AsyncIterator[moderation_pb2.StreamClassifyRequest], context: _Context
     ) -> None:
-        """In the contract, not in this server yet."""
-        raise UnsupportedError("StreamClassify: this server does not offer it yet")
+        """The checks of a message while it is being written, then its judgement."""
+        steps = Steps(requests, self._idle_s)
+        try:
+            await StreamJudge(steps, context, self._registry, self._submitter, self._idle_s).run()
+        finally:
+            await steps.close()
 
     async def _outcome(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.BatchClassifyResult:
         try:
@@ -80,4 +87,4 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         submission = partial(classifier.submit, task, this.deadline)
         ticket = await self._submitter.submit(request.ByteSize(), submission)
         judgement = await tickets.result(ticket)
-        return convert.classify_response(judgement, task, entry.name, this.request_id, this.elapsed_s)
+        return convert.classify_response(judgement, task.target, entry.name, this.request_id, this.elapsed_s)

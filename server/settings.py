@@ -44,7 +44,7 @@ class Settings:
     is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish.
 
     Generation: ``max_tokens`` a request may ask for, ``default_max_tokens`` for those that do not say. A reader of a
-    stream may lag ``max_unsent_tokens`` behind, and stall for ``stream_idle_s``.
+    stream may lag ``max_unsent_tokens`` behind. Reader or writer of any stream may stall for ``stream_idle_s``.
 
     Logs: ``access_log`` writes one JSON line a request.
     """

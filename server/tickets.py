@@ -30,12 +30,21 @@ class Submitter:
 
         When this coroutine is cancelled meanwhile, the ticket that still comes out is cancelled.
         """
-        future = (self._small if size <= LARGE_BYTES else self._large).submit(submission)
+        return await self.run(size, submission, Ticket.cancel)
+
+    async def run(self, size: int, work: Callable[[], T], discard: Callable[[T], object]) -> T:
+        """As ``submit``, for any ``work`` that tokenizes; a result that comes too late goes to ``discard``."""
+
+        def drop(done: Future[T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                discard(done.result())
+
+        future = (self._small if size <= LARGE_BYTES else self._large).submit(work)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
         except asyncio.CancelledError:
             if not future.cancel():
-                future.add_done_callback(_cancel_ticket)
+                future.add_done_callback(drop)
             raise
 
     def close(self) -> None:
@@ -51,11 +60,6 @@ async def result(ticket: Ticket[T]) -> T:
     except asyncio.CancelledError:
         ticket.cancel()
         raise
-
-
-def _cancel_ticket(future: Future[Ticket[T]]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().cancel()
 
 
 def _settled(future: Future[T]) -> Awaitable[T]:

@@ -349,20 +349,24 @@ class StreamClassifyRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[StreamClassifyStart, _Mapping]] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[StreamClassifyFinish, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyStart(_message.Message):
-    __slots__ = ("request_id", "messages", "target", "policy", "model", "check_every_tokens")
+    __slots__ = ("request_id", "messages", "target", "policy", "model", "check_every_tokens", "at_sentence_ends", "check_at_latest_after")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHECK_EVERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    AT_SENTENCE_ENDS_FIELD_NUMBER: _ClassVar[int]
+    CHECK_AT_LATEST_AFTER_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     target: Target
     policy: Policy
     model: str
     check_every_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., model: _Optional[str] = ..., check_every_tokens: _Optional[int] = ...) -> None: ...
+    at_sentence_ends: bool
+    check_at_latest_after: _duration_pb2.Duration
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., model: _Optional[str] = ..., check_every_tokens: _Optional[int] = ..., at_sentence_ends: _Optional[bool] = ..., check_at_latest_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyFinish(_message.Message):
     __slots__ = ()
@@ -377,15 +381,21 @@ class StreamClassifyResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[StreamClassifyProgress, _Mapping]] = ..., result: _Optional[_Union[ClassifyResponse, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyProgress(_message.Message):
-    __slots__ = ("verdict", "unsafe_score", "categories", "released_bytes", "judged_bytes")
+    __slots__ = ("verdict", "unsafe_score", "categories", "released_bytes", "judged_bytes", "view", "window", "checks")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
     CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     RELEASED_BYTES_FIELD_NUMBER: _ClassVar[int]
     JUDGED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHECKS_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     unsafe_score: float
     categories: _containers.RepeatedCompositeFieldContainer[CategoryScore]
     released_bytes: int
     judged_bytes: int
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., released_bytes: _Optional[int] = ..., judged_bytes: _Optional[int] = ...) -> None: ...
+    view: TextView
+    window: TextWindow
+    checks: int
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., released_bytes: _Optional[int] = ..., judged_bytes: _Optional[int] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., checks: _Optional[int] = ...) -> None: ...

@@ -88,8 +88,9 @@ class ModerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamClassify(self, request_iterator, context):
-        """Judges a message while it is still being written: the client sends the text piece by piece and is told, piece by piece,
-        how much of it may be shown. UNIMPLEMENTED (ErrorInfo reason "UNSUPPORTED") on servers that do not offer it.
+        """Judges a message while it is still being written: the client sends the text piece by piece and is told how much of it may
+        be shown. Nothing is released before it was judged, and the first unsafe check ends the stream. A stream holds model
+        memory until it ends, so one that sends nothing for too long is ended (reason STREAM_IDLE; server setting, default 30 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

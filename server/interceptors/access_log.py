@@ -24,8 +24,7 @@ class AccessLogInterceptor(Around):
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Around the whole call, its decoding excepted."""
-        this = call.Call(method, call.request_id_of(request), time.monotonic())
-        call.current.set(this)
+        call.current.set(call.Call(method, call.request_id_of(request), time.monotonic()))
         cancelled = False
         try:
             yield
@@ -33,6 +32,7 @@ class AccessLogInterceptor(Around):
             cancelled = True
             raise
         finally:
+            this = call.current.get()  # a stream's handler learns the id and the bytes as it reads
             if self._enabled:
                 log.event(
                     logging.INFO,
@@ -41,7 +41,7 @@ class AccessLogInterceptor(Around):
                     code="CANCELLED" if cancelled else _code(context),
                     request_id=this.request_id,
                     ms=round(this.elapsed_s * 1000, 1),
-                    bytes=request.ByteSize() if hasattr(request, "ByteSize") else 0,
+                    bytes=this.permit.bytes if this.permit else call.request_bytes(request),
                 )
 
 

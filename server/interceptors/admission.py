@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
+from server import call
 from server.interceptors.around import Around, Context
 from server.limits import Gate
 
@@ -18,10 +20,11 @@ class AdmissionInterceptor(Around):
 
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        """Around the handler. A stream of requests counts as one call of no bytes: its messages come later."""
+        """Around the handler. Sets ``Call.permit``: a stream of requests has no bytes yet, its handler adds them."""
         gate = self._gates.get(method.split("/")[1])
         if gate is None:
             yield
             return
-        with gate.admit(request.ByteSize() if hasattr(request, "ByteSize") else 0):
+        with gate.admit(call.request_bytes(request)) as permit:
+            call.current.set(replace(call.current.get(), permit=permit))
             yield

@@ -20,14 +20,14 @@ class ErrorInterceptor(Around):
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Around the handler and the interceptors that may refuse a call."""
-        request_id = call.current.get().request_id
         try:
             yield
         except grpc.aio.AbortError:
             raise
         except GuardError as error:
-            await status.abort(context, status.failure(error, request_id))
+            await status.abort(context, status.failure(error, call.current.get().request_id))
         except Exception as error:  # noqa: BLE001 - the last place that can keep an error's text inside
+            request_id = call.current.get().request_id
             log.event(logging.ERROR, "internal_error", error=_innermost(error), method=method, request_id=request_id)
             await status.abort(context, status.failure(error, request_id))
 

@@ -247,19 +247,6 @@ async def test_no_guard_model(models: FakeModels) -> None:
         assert await server.serving("guard.v1.GenerationService")
 
 
-async def test_stream_classify_is_not_offered(server: Running) -> None:
-    async def steps() -> Any:
-        yield moderation_pb2.StreamClassifyRequest(text="hello")
-
-    async def ask() -> None:
-        async for _ in server.moderation.StreamClassify(steps()):
-            pass
-
-    answer = await refused(ask())
-    assert answer.code is grpc.StatusCode.UNIMPLEMENTED
-    assert answer.info.reason == "UNSUPPORTED"
-
-
 async def test_a_response_can_be_judged_without_its_prompt(server: Running) -> None:
     asked = moderation_pb2.ClassifyRequest(messages=[message(UNSAFE_MARK, ASSISTANT)])
     answer = await server.moderation.Classify(asked)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.classifier import Classifier, ClassifyTask
@@ -46,7 +46,7 @@ def stream(
                 checks.append(ticket.future.result(10))
                 if checks[-1].reading.verdict is Verdict.UNSAFE:
                     return checks, session.result()
-        if (ticket := session.last_check()) is not None:
+        if (ticket := session.check_rest()) is not None:
             checks.append(ticket.future.result(10))
         return checks, session.result()
     finally:
@@ -63,6 +63,7 @@ WORDS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(words=WORDS, cuts=st.lists(st.integers(0, 10_000)), sentences=st.booleans())
 def test_any_split_gives_the_same_verdicts(
     guard: tuple[Classifier, FakeRunner], words: list[str], cuts: list[int], sentences: bool
@@ -80,6 +81,7 @@ def test_any_split_gives_the_same_verdicts(
     assert (judgement.verdict is Verdict.UNSAFE) == (BAD_WORD in words)
 
 
+@settings(deadline=None)
 @given(before=st.integers(0, 60), after=st.integers(0, 60))
 def test_nothing_unsafe_is_released(guard: tuple[Classifier, FakeRunner], before: int, after: int) -> None:
     text = "all is well. " * before + BAD_WORD + " and more" * after
@@ -124,9 +126,9 @@ def test_text_without_spaces_is_cut_anyway(tokenizer: Tokenizer) -> None:
 
 
 def test_memory_is_held_and_given_back(tmp_path: Path) -> None:
-    settings = EngineSettings(kv_bytes=900 * TINY_SHAPE.kv_bytes_per_token)
+    engine = EngineSettings(kv_bytes=900 * TINY_SHAPE.kv_bytes_per_token)
     task = StreamTask((QUESTION,), Target.RESPONSE, Policy())
-    with started(tmp_path / "bundle", settings=settings, limits=LIMITS) as (classifier, _):
+    with started(tmp_path / "bundle", settings=engine, limits=LIMITS) as (classifier, _):
         session = classifier.stream(task)
         assert classifier.engine.kv_bytes_in_use > 0
         with pytest.raises(OverloadedError):
@@ -134,7 +136,7 @@ def test_memory_is_held_and_given_back(tmp_path: Path) -> None:
         # A job that waits for this memory must not stop the one that holds it.
         waiting = classifier.submit(ClassifyTask(Conversation((Message(Role.USER, "x" * 110),)), Target.PROMPT))
         session.add("text")
-        ticket = session.last_check()
+        ticket = session.check_rest()
         assert ticket is not None
         assert ticket.future.result(10).reading.verdict is Verdict.SAFE
         session.close()

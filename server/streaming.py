@@ -1,0 +1,194 @@
+"""StreamClassify: a message is judged while it is being written; text is released only after a check found it safe."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import grpc.aio
+
+from guard.engine.engine import Ticket
+from guard.errors import InvalidInputError
+from guard.streaming import Check, StreamSession
+from guard.v1 import moderation_pb2
+from guard.verdict import Verdict
+from server import call, convert, tickets
+from server.errors import IdleStreamError
+from server.feed import send
+from server.registry import Registry
+from server.tickets import Submitter
+
+MAX_PIECE_BYTES = 64 << 10
+Step = moderation_pb2.StreamClassifyRequest
+
+
+class Steps:
+    """What the client sends. At most one step is read ahead, so a client that is too fast waits; a wait for a step that
+    is given up loses none.
+    """
+
+    def __init__(self, requests: AsyncIterator[Step], idle_s: float) -> None:
+        self._requests = requests
+        self._idle_s = idle_s
+        self._reading: asyncio.Task[Step | None] | None = None
+
+    async def start(self) -> moderation_pb2.StreamClassifyStart:
+        """The first step."""
+        step = await self._next(None)
+        if step is None or step.WhichOneof("step") != "start":
+            raise InvalidInputError("start", "is required as the first step")
+        return step.start
+
+    async def text(self, within_s: float | None) -> str | None:
+        """The next piece of text, None at its end. Raises TimeoutError after ``within_s`` seconds, IdleStreamError when
+        nothing came for too long, InvalidInputError for a step that does not belong here.
+        """
+        if within_s is not None and within_s <= 0:
+            raise TimeoutError
+        step = await self._next(within_s)
+        if step is None or step.WhichOneof("step") == "finish":
+            return None
+        if step.WhichOneof("step") == "start":
+            raise InvalidInputError("start", "may only be the first step")
+        if step.WhichOneof("step") is None:
+            raise InvalidInputError("step", "is required")
+        size = len(step.text.encode())
+        if size > MAX_PIECE_BYTES:
+            raise InvalidInputError("text", f"a piece of {size} bytes, the limit is {MAX_PIECE_BYTES}")
+        return step.text
+
+    def read_ahead(self) -> asyncio.Task[Step | None]:
+        """Begin to read the next step."""
+        self._reading = self._reading or asyncio.create_task(self._read())
+        return self._reading
+
+    def check_nothing_follows(self) -> None:
+        """Raises InvalidInputError when a further step has arrived; ``read_ahead`` must have been called."""
+        if self._reading is not None and self._reading.done() and (step := self._reading.result()) is not None:
+            raise InvalidInputError(step.WhichOneof("step") or "step", "comes after finish")
+
+    async def close(self) -> None:
+        """Read no more."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    async def _next(self, within_s: float | None) -> Step | None:
+        reading = self.read_ahead()
+        timeout = self._idle_s if within_s is None else min(within_s, self._idle_s)
+        done, _ = await asyncio.wait({reading}, timeout=timeout)
+        if not done and within_s is not None and within_s <= self._idle_s:
+            raise TimeoutError
+        if not done:
+            raise IdleStreamError(f"nothing was sent for {self._idle_s:g} s")
+        self._reading = None
+        return reading.result()
+
+    async def _read(self) -> Step | None:
+        step = await anext(self._requests, None)
+        permit = call.current.get().permit
+        if step is not None and permit is not None:
+            permit.add(step.ByteSize())
+        return step
+
+
+class StreamJudge:
+    """One call of StreamClassify."""
+
+    def __init__(
+        self,
+        steps: Steps,
+        context: grpc.aio.ServicerContext[Any, Any],
+        registry: Registry,
+        submitter: Submitter,
+        idle_s: float,
+    ) -> None:
+        self._steps = steps
+        self._context = context
+        self._registry = registry
+        self._submitter = submitter
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._longest_wait_s: float | None = None
+        self._waiting_since: float | None = None  # loop time; None while all text is judged
+        self._checks = 0
+        self._judged = 0  # characters
+        self._judged_bytes = 0
+        self._released_bytes = 0
+
+    async def run(self) -> None:
+        """Read, judge and answer until the text is complete or unsafe."""
+        start = await self._steps.start()
+        task = convert.stream_task(start)
+        self._longest_wait_s = convert.longest_wait_s(start)
+        if start.request_id:
+            call.current.set(replace(call.current.get(), request_id=start.request_id))
+        entry, classifier = self._registry.guard(start.model)
+        size = start.ByteSize()
+        session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)
+        try:
+            await self._judge(session)
+            judgement = session.result()
+        finally:
+            session.close()
+        this = call.current.get()
+        result = convert.classify_response(judgement, task.target, entry.name, this.request_id, this.elapsed_s)
+        await self._send(moderation_pb2.StreamClassifyResponse(result=result))
+
+    async def _judge(self, session: StreamSession) -> None:
+        """Make every check of the text, up to the first unsafe one."""
+        complete = False
+        while not complete:
+            try:
+                text = await self._steps.text(self._time_left())
+            except TimeoutError:
+                if await self._check(session, session.check_rest) is Verdict.UNSAFE:
+                    return
+                continue
+            complete = text is None
+            if text is not None:
+                session.add(text)
+                self._note_waiting(session)
+            while (verdict := await self._check(session, session.next_check)) is not None:
+                if verdict is Verdict.UNSAFE:
+                    return
+        self._steps.read_ahead()
+        await self._check(session, session.check_rest)
+        self._steps.check_nothing_follows()
+
+    async def _check(
+        self, session: StreamSession, queue: Callable[[float | None], Ticket[Check] | None]
+    ) -> Verdict | None:
+        """Make one check, if one is due, and tell the client; returns its verdict."""
+        deadline = call.current.get().deadline
+        # A ticket that nobody waits for any more is cancelled when the session is closed.
+        ticket = await self._submitter.run(0, partial(queue, deadline), lambda _: None)
+        if ticket is None:
+            return None
+        check = await tickets.result(ticket)
+        self._checks += 1
+        self._judged_bytes += len(session.text[self._judged : check.judged].encode())
+        self._judged = check.judged
+        if check.released == check.judged:
+            self._released_bytes = self._judged_bytes
+        self._waiting_since = None
+        self._note_waiting(session)
+        progress = convert.stream_progress(check, self._checks, self._judged_bytes, self._released_bytes)
+        await self._send(moderation_pb2.StreamClassifyResponse(progress=progress))
+        return check.reading.verdict
+
+    def _note_waiting(self, session: StreamSession) -> None:
+        if self._waiting_since is None and session.waiting:
+            self._waiting_since = self._loop.time()
+
+    def _time_left(self) -> float | None:
+        """Seconds until the text that waits is judged wherever it ends; None when it is not."""
+        if self._longest_wait_s is None or self._waiting_since is None:
+            return None
+        return max(0.0, self._waiting_since + self._longest_wait_s - self._loop.time())
+
+    async def _send(self, response: moderation_pb2.StreamClassifyResponse) -> None:
+        await send(self._context, response, self._idle_s)
