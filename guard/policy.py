@@ -39,7 +39,7 @@ class CustomCategory:
 
     def __post_init__(self) -> None:
         where = "policy.custom_categories"
-        if not _CODE.fullmatch(self.code):
+        if not is_code(self.code):
             raise InvalidInputError(f"{where}.code", "expected S1 to S99")
         for name, text, limit in (
             ("name", self.name, MAX_NAME_CHARACTERS),
@@ -117,6 +117,11 @@ class PolicyChanges:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         given = {name: value for name, value in values.items() if value is not None}
         return replace(base, **given) if given else base
+
+
+def is_code(text: str) -> bool:
+    """Whether ``text`` can be a category's code: S1 to S99."""
+    return _CODE.fullmatch(text) is not None
 
 
 def _check_threshold(name: str, value: float) -> None:
