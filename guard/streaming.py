@@ -8,33 +8,31 @@ checkpoint costs its new tokens plus the closing. A text longer than a window go
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from dataclasses import dataclass, replace
 
 from guard.conversation import Conversation, Message, Target
+from guard.cutter import BYTES_PER_TOKEN, TextCutter
 from guard.engine.engine import Engine, Job, Ticket
 from guard.errors import CancelledError, InputTooLongError, InvalidInputError
 from guard.normalize import ViewKind, views
+from guard.phrases import Match
 from guard.policy import Policy
 from guard.prompt import GuardPrompt
 from guard.reader import HeldPrompt, Reader, Reading
 from guard.scan import Scanner
-from guard.tokenizer import Tokenizer
-from guard.verdict import Judgement, Verdict, Window, worst_of
+from guard.verdict import Action, DecidedBy, Judgement, Verdict, Window, action_for, worst_of
 
 MIN_EVERY_TOKENS, MAX_EVERY_TOKENS = 8, 1024
-#: A text without spaces is cut after this many bytes for each token of the interval. No token has less than a byte, so
-#: this also bounds how many tokens a check can add.
-_BYTES_PER_TOKEN = 8
-_WORD_END = re.compile(r"\S(?=\s)")
-_SENTENCE_END = re.compile(r"[.!?。！？]+[\"')\]]*(?=\s)|\S(?=\n)")
 
 
 @dataclass(frozen=True)
 class StreamTask:
-    """What is being written, after which ``context``, and how often it is judged. Raises InvalidInputError."""
+    """What is being written, after which ``context``, and how often it is judged. Raises InvalidInputError.
+
+    The policy's deny list is searched at every check; its allow list is about whole texts and is not used.
+    """
 
     context: tuple[Message, ...]
     target: Target
@@ -47,46 +45,16 @@ class StreamTask:
             raise InvalidInputError("check_every_tokens", f"expected {MIN_EVERY_TOKENS} to {MAX_EVERY_TOKENS}")
 
 
-class TextCutter:
-    """Finds the checkpoints of one growing text."""
-
-    def __init__(self, tokenizer: Tokenizer, every_tokens: int, at_sentence_ends: bool) -> None:
-        self._tokenizer = tokenizer
-        self._every = every_tokens
-        self._at_sentence_ends = at_sentence_ends
-        self._last, self._tried = 0, 0  # after the checkpoint ``last``, no place up to ``tried`` is the next one
-
-    def next(self, text: str, last: int) -> int | None:
-        """The first checkpoint after ``last`` (characters), or None while ``text`` has not reached it.
-
-        It is decided by the text up to one character after it, so text that comes later changes nothing.
-        """
-        if last != self._last:
-            self._last, self._tried = last, last
-        first = last + len(text[last:]) - len(text[last:].lstrip())
-        limit = first + self._most(text[first:])
-        pattern = _SENTENCE_END if self._at_sentence_ends else _WORD_END
-        for match in pattern.finditer(text, max(first, self._tried), min(len(text), limit + 1)):
-            if self._at_sentence_ends or self._has_enough(text[last : match.end()]):
-                return match.end()
-            self._tried = match.end()
-        return limit if limit < len(text) else None
-
-    def _most(self, text: str) -> int:
-        """Characters of the longest beginning of ``text`` that is cut even without a space."""
-        most = self._every * _BYTES_PER_TOKEN
-        return len(text[:most].encode()[:most].decode(errors="ignore"))
-
-    def _has_enough(self, piece: str) -> bool:
-        # Every token has at least one byte: most pieces that are too short need not be tokenized.
-        return len(piece.encode()) >= self._every and len(self._tokenizer.encode_text(piece)) >= self._every
-
-
 @dataclass(frozen=True)
 class Check:
-    """The first ``judged`` characters have been judged; the first ``released`` of them were found safe."""
+    """The first ``judged`` characters have been judged; the first ``released`` of them may be shown.
+
+    After ``Action.BLOCK`` nothing more is released. ``matched_entry`` is set when the deny list decided.
+    """
 
     reading: Reading
+    action: Action
+    matched_entry: str | None
     view: ViewKind
     window: Window
     forged_delimiters: bool
@@ -108,7 +76,7 @@ class StreamSession:
         self._cutter = TextCutter(scanner.tokenizer, task.every_tokens, task.at_sentence_ends)
         self._context, self._left_out = scanner.fit_context(task.context)
         around = len(self._prompt("x").token_ids) + reader.answer_room
-        longest = around + scanner.limits.window + task.every_tokens * _BYTES_PER_TOKEN
+        longest = around + scanner.limits.window + task.every_tokens * BYTES_PER_TOKEN
         self._capacity = min(longest, reader.shape.max_positions)
         self._held: dict[ViewKind, HeldPrompt] = {}
         self._running: Ticket[Check] | None = None
@@ -153,11 +121,11 @@ class StreamSession:
         return self._submit(len(self._text), deadline) if self.waiting else None
 
     def result(self) -> Judgement:
-        """The worst of all checks. Raises InvalidInputError when no text came, or some was not judged."""
+        """The worst of all checks. Raises InvalidInputError when no text came, or some was not judged nor blocked."""
         if not self._checks:
             raise InvalidInputError("text", "is empty or only white space")
         worst = worst_of(self._checks, lambda check: check.reading)
-        if worst.reading.verdict is Verdict.SAFE and self.waiting:
+        if worst.action is not Action.BLOCK and self.waiting:
             raise InvalidInputError("text", "has not been judged to its end")
         readings = [check.reading for check in self._checks]
         return Judgement(
@@ -175,6 +143,8 @@ class StreamSession:
             completion_tokens=0,
             queue_s=sum(check.queue_s for check in self._checks),
             model_s=sum(check.model_s for check in self._checks),
+            decided_by=DecidedBy.MODEL if worst.matched_entry is None else DecidedBy.DENY_LIST,
+            matched_entry=worst.matched_entry,
         )
 
     def close(self) -> None:
@@ -222,11 +192,11 @@ class StreamSession:
         self._count_tokens(end)
         self._move_window(end)
         window = Window(self._window_start, end, self._windows - 1, self._windows)
-        passes = [
-            (view.kind, self._fitting_prompt(view.text), self._hold(view.kind))
-            for view in views(self._text[window.start : end].strip())
-            if view.text.strip()
-        ]
+        readings = tuple(view for view in views(self._text[window.start : end].strip()) if view.text.strip())
+        denied = self._task.policy.deny.found_in(readings)
+        if denied is not None:
+            return Ticket.finished(self._deny(denied, window))
+        passes = [(view.kind, self._fitting_prompt(view.text), self._hold(view.kind)) for view in readings]
 
         def job(ticket: Ticket[Check]) -> Job[Check]:
             return self._check(passes, window, ticket)
@@ -269,22 +239,41 @@ class StreamSession:
             if reading.verdict is Verdict.UNSAFE:
                 break
         view, worst = worst_of(readings, lambda pair: pair[1])
-        safe_so_far = worst.verdict is Verdict.SAFE and all(
-            check.reading.verdict is Verdict.SAFE for check in self._checks
+        reading = replace(
+            worst,
+            prompt_tokens=sum(reading.prompt_tokens for _, reading in readings),
+            cached_tokens=sum(reading.cached_tokens for _, reading in readings),
         )
+        forged = any(prompt.forged_delimiters for _, prompt, _ in passes)
+        return self._note(reading, view, window, forged, ticket.queue_s, time.monotonic() - began)
+
+    def _deny(self, match: Match, window: Window) -> Check:
+        reading = Reading(Verdict.UNSAFE, 1.0, (), 0, 0, 0)
+        return self._note(reading, match.view, window, forged=False, queue_s=0.0, model_s=0.0, entry=match.entry)
+
+    def _note(
+        self,
+        reading: Reading,
+        view: ViewKind,
+        window: Window,
+        forged: bool,
+        queue_s: float,
+        model_s: float,
+        entry: str | None = None,
+    ) -> Check:
+        action = action_for(reading.verdict, self._task.policy)
+        blocked = Action.BLOCK in (action, *(check.action for check in self._checks))
         check = Check(
-            reading=replace(
-                worst,
-                prompt_tokens=sum(reading.prompt_tokens for _, reading in readings),
-                cached_tokens=sum(reading.cached_tokens for _, reading in readings),
-            ),
+            reading=reading,
+            action=action,
+            matched_entry=entry,
             view=view,
             window=window,
-            forged_delimiters=any(prompt.forged_delimiters for _, prompt, _ in passes),
+            forged_delimiters=forged,
             judged=window.end,
-            released=window.end if safe_so_far else self._released,
-            queue_s=ticket.queue_s,
-            model_s=time.monotonic() - began,
+            released=self._released if blocked else window.end,
+            queue_s=queue_s,
+            model_s=model_s,
         )
         self._checks.append(check)
         return check

@@ -20,7 +20,7 @@ from guard.normalize import ViewKind
 from guard.policy import CustomCategory, Policy
 from guard.streaming import Check, StreamTask
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import CategoryScore, Judgement, Verdict
+from guard.verdict import Action, CategoryScore, Judgement, Verdict
 from server.call import is_request_id
 from server.errors import UnsupportedFieldError
 from server.registry import Entry, State
@@ -52,6 +52,11 @@ _VIEWS = {
     ViewKind.DECODED: moderation_pb2.TEXT_VIEW_DECODED,
 }
 _VERDICTS = {Verdict.SAFE: moderation_pb2.VERDICT_SAFE, Verdict.UNSAFE: moderation_pb2.VERDICT_UNSAFE}
+_ACTIONS = {
+    Action.ALLOW: moderation_pb2.ACTION_ALLOW,
+    Action.BLOCK: moderation_pb2.ACTION_BLOCK,
+    Action.REPORT: moderation_pb2.ACTION_REPORT,
+}
 _FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
@@ -125,6 +130,7 @@ def stream_progress(
         view=_VIEWS[check.view],
         window=moderation_pb2.TextWindow(**asdict(check.window)),
         checks=checks,
+        action=_ACTIONS[check.action],
     )
 
 

@@ -14,7 +14,7 @@ from guard.engine.engine import Ticket
 from guard.errors import InvalidInputError
 from guard.streaming import Check, StreamSession
 from guard.v1 import moderation_pb2
-from guard.verdict import Verdict
+from guard.verdict import Action
 from server import call, convert, tickets
 from server.errors import IdleStreamError
 from server.feed import send
@@ -120,7 +120,7 @@ class StreamJudge:
         self._released_bytes = 0
 
     async def run(self) -> None:
-        """Read, judge and answer until the text is complete or unsafe."""
+        """Read, judge and answer until the text is complete or blocked."""
         start = await self._steps.start()
         task = convert.stream_task(start)
         self._longest_wait_s = convert.longest_wait_s(start)
@@ -139,21 +139,21 @@ class StreamJudge:
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
 
     async def _judge(self, session: StreamSession) -> None:
-        """Make every check of the text, up to the first unsafe one."""
+        """Make every check of the text, up to the first that blocks it."""
         complete = False
         while not complete:
             try:
                 text = await self._steps.text(self._time_left())
             except TimeoutError:
-                if await self._check(session, session.check_rest) is Verdict.UNSAFE:
+                if await self._check(session, session.check_rest) is Action.BLOCK:
                     return
                 continue
             complete = text is None
             if text is not None:
                 session.add(text)
                 self._note_waiting(session)
-            while (verdict := await self._check(session, session.next_check)) is not None:
-                if verdict is Verdict.UNSAFE:
+            while (action := await self._check(session, session.next_check)) is not None:
+                if action is Action.BLOCK:
                     return
         self._steps.read_ahead()
         await self._check(session, session.check_rest)
@@ -161,8 +161,8 @@ class StreamJudge:
 
     async def _check(
         self, session: StreamSession, queue: Callable[[float | None], Ticket[Check] | None]
-    ) -> Verdict | None:
-        """Make one check, if one is due, and tell the client; returns its verdict."""
+    ) -> Action | None:
+        """Make one check, if one is due, and tell the client; returns what to do."""
         deadline = call.current.get().deadline
         # A ticket that nobody waits for any more is cancelled when the session is closed.
         ticket = await self._submitter.run(0, partial(queue, deadline), lambda _: None)
@@ -178,7 +178,7 @@ class StreamJudge:
         self._note_waiting(session)
         progress = convert.stream_progress(check, self._checks, self._judged_bytes, self._released_bytes)
         await self._send(moderation_pb2.StreamClassifyResponse(progress=progress))
-        return check.reading.verdict
+        return check.action
 
     def _note_waiting(self, session: StreamSession) -> None:
         if self._waiting_since is None and session.waiting:

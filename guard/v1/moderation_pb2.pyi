@@ -381,7 +381,7 @@ class StreamClassifyResponse(_message.Message):
     def __init__(self, progress: _Optional[_Union[StreamClassifyProgress, _Mapping]] = ..., result: _Optional[_Union[ClassifyResponse, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyProgress(_message.Message):
-    __slots__ = ("verdict", "unsafe_score", "categories", "released_bytes", "judged_bytes", "view", "window", "checks")
+    __slots__ = ("verdict", "unsafe_score", "categories", "released_bytes", "judged_bytes", "view", "window", "checks", "action")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
     CATEGORIES_FIELD_NUMBER: _ClassVar[int]
@@ -390,6 +390,7 @@ class StreamClassifyProgress(_message.Message):
     VIEW_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     CHECKS_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     unsafe_score: float
     categories: _containers.RepeatedCompositeFieldContainer[CategoryScore]
@@ -398,4 +399,5 @@ class StreamClassifyProgress(_message.Message):
     view: TextView
     window: TextWindow
     checks: int
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., released_bytes: _Optional[int] = ..., judged_bytes: _Optional[int] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., checks: _Optional[int] = ...) -> None: ...
+    action: Action
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., released_bytes: _Optional[int] = ..., judged_bytes: _Optional[int] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., checks: _Optional[int] = ..., action: _Optional[_Union[Action, str]] = ...) -> None: ...

@@ -89,8 +89,9 @@ class ModerationServiceServicer:
 
     def StreamClassify(self, request_iterator, context):
         """Judges a message while it is still being written: the client sends the text piece by piece and is told how much of it may
-        be shown. Nothing is released before it was judged, and the first unsafe check ends the stream. A stream holds model
-        memory until it ends, so one that sends nothing for too long is ended (reason STREAM_IDLE; server setting, default 30 s).
+        be shown. Nothing is released before it was judged, and the first check that blocks it ends the stream. A stream holds
+        model memory until it ends, so one that sends nothing for too long is ended (reason STREAM_IDLE; server setting, default
+        30 s).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

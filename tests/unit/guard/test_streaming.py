@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from guard.classifier import Classifier, ClassifyTask
 from guard.conversation import Conversation, Message, Role, Target
+from guard.cutter import TextCutter
 from guard.engine.settings import EngineSettings
 from guard.errors import InvalidInputError, OverloadedError
 from guard.policy import Policy
 from guard.scan import ScanLimits
-from guard.streaming import Check, StreamTask, TextCutter
+from guard.streaming import Check, StreamTask
 from guard.testing import TINY_SHAPE, FakeRunner
 from guard.tokenizer import Tokenizer
 from guard.verdict import Judgement, Verdict
