@@ -13,9 +13,8 @@ from guard.engine.runner import Runner
 from guard.errors import InputTooLongError
 from guard.normalize import views
 from guard.phrases import Match
-from guard.policies import DEFAULT_NAME
 from guard.policy import Policy
-from guard.prompt import GuardPromptBuilder
+from guard.prompt import GuardPromptBuilder, judged_categories
 from guard.reader import HeldPrompt, Mode, Reader, Reading
 from guard.scan import Pass, ScanLimits, Scanner
 from guard.streaming import StreamSession, StreamTask
@@ -27,16 +26,12 @@ __all__ = ["Classifier", "ClassifyTask", "Mode"]
 
 @dataclass(frozen=True)
 class ClassifyTask:
-    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass.
-
-    ``policy_name`` only says where the policy came from.
-    """
+    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass."""
 
     conversation: Conversation
     target: Target
     policy: Policy = field(default_factory=Policy)
     mode: Mode = "one_pass"
-    policy_name: str = DEFAULT_NAME
 
 
 class Classifier:
@@ -47,6 +42,7 @@ class Classifier:
         if guard_format is None:
             raise ValueError("not a guard bundle")
         self.bundle = bundle
+        self._format = guard_format
         self.engine = engine
         #: Keeps nothing, until it is replaced by one with other limits.
         self.cache = VerdictCache(CacheLimits(), bundle.digest)
@@ -61,7 +57,7 @@ class Classifier:
 
     def check_policy(self, policy: Policy) -> None:
         """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
-        self._scanner.prompts.categories(policy)
+        judged_categories(self._format, policy)
 
     def submit(self, task: ClassifyTask, deadline: float | None = None) -> Ticket[Judgement]:
         """Queue one judgement, unless the cache or the policy's lists decide; ``deadline`` is in time.monotonic()

@@ -100,35 +100,12 @@ class GuardPromptBuilder:
         prefix, rest, _ = self._segments(conversation, target, policy)
         return "".join(segment.text for segment in (*prefix, *rest))
 
-    def categories(self, policy: Policy) -> dict[str, str]:
-        """Code to prompt text of the categories that ``policy`` has the model judge, in prompt order."""
-        known = dict(self._format.categories)
-        for custom in policy.custom_categories:
-            if not self._format.reads_custom_categories or custom.code not in self._format.answer.categories:
-                allowed = "no custom categories"
-                if self._format.reads_custom_categories:
-                    allowed = f"only the codes {', '.join(self._format.answer.categories)}"
-                raise UnsupportedError(f"policy.custom_categories: this model reads {allowed}")
-            description = f" {custom.description.strip()}" if custom.description.strip() else ""
-            known[custom.code] = f"{custom.name.strip().removesuffix('.')}.{description}"
-        for name, codes in (
-            ("excluded_categories", policy.excluded_categories),
-            ("category_thresholds", policy.category_thresholds),
-        ):
-            unknown = sorted(set(codes) - set(known))
-            if unknown:
-                raise InvalidInputError(f"policy.{name}", f"this model has no category {unknown[0][:8]!r}")
-        kept = {code: text for code, text in known.items() if code not in policy.excluded_categories}
-        if not kept:
-            raise InvalidInputError("policy.excluded_categories", "excludes every category")
-        return kept
-
     def _segments(
         self, conversation: Conversation, target: Target, policy: Policy
     ) -> tuple[list[Segment], list[Segment], bool]:
         check_moderation_turns(conversation, target)
         judged = self._role_name(target.role)
-        kept = self.categories(policy)
+        kept = judged_categories(self._format, policy)
         shown = kept if self._format.reads_custom_categories else self._format.categories
         prefix = [Segment(self._format.opening.replace("{role}", judged), trusted=True)]
         # Custom names are a caller's text, so category lines are not trusted to hold control tokens.
@@ -159,6 +136,33 @@ class GuardPromptBuilder:
         """
         defused, count = self._forgery.subn(_defused, content)
         return defused, count > 0
+
+
+def judged_categories(guard_format: GuardFormat, policy: Policy) -> dict[str, str]:
+    """Code to prompt text of the categories that ``policy`` has the model judge, in prompt order.
+
+    Raises InvalidInputError naming the policy's field, UnsupportedError for categories that the model cannot read.
+    """
+    known = dict(guard_format.categories)
+    for custom in policy.custom_categories:
+        if not guard_format.reads_custom_categories or custom.code not in guard_format.answer.categories:
+            allowed = "no custom categories"
+            if guard_format.reads_custom_categories:
+                allowed = f"only the codes {', '.join(guard_format.answer.categories)}"
+            raise UnsupportedError(f"policy.custom_categories: this model reads {allowed}")
+        description = f" {custom.description.strip()}" if custom.description.strip() else ""
+        known[custom.code] = f"{custom.name.strip().removesuffix('.')}.{description}"
+    for name, codes in (
+        ("excluded_categories", policy.excluded_categories),
+        ("category_thresholds", policy.category_thresholds),
+    ):
+        unknown = sorted(set(codes) - set(known))
+        if unknown:
+            raise InvalidInputError(f"policy.{name}", f"this model has no category {unknown[0][:8]!r}")
+    kept = {code: text for code, text in known.items() if code not in policy.excluded_categories}
+    if not kept:
+        raise InvalidInputError("policy.excluded_categories", "excludes every category")
+    return kept
 
 
 def _forgery_pattern(guard_format: GuardFormat) -> re.Pattern[str]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from guard.bundle.manifest import Task
+from guard.cache import CacheLimits, VerdictCache
+from guard.classifier import Classifier
+from guard.engine.settings import EngineSettings
 from guard.errors import GuardError
+from guard.policies import PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
 from server import log
 from server.drain import StopRequest, drain
@@ -25,7 +31,8 @@ from server.interceptors.errors import ErrorInterceptor
 from server.limits import Gate, Limits
 from server.models import ModelService
 from server.moderation import ModerationService
-from server.registry import Loader, Registry, load_model
+from server.policies import check_policies, load_policies
+from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
 from server.tickets import Submitter
 
@@ -36,11 +43,12 @@ _ENGINE_CHECK_S = 0.25
 
 
 class App:
-    """One server and its parts. ``start``, then ``load``; ``stop`` ends it."""
+    """One server and its parts. ``start``, then ``load``; ``stop`` ends it. Raises SettingsError for its policies."""
 
     def __init__(self, settings: Settings, loader: Loader = load_model) -> None:
         self.settings = settings
-        self.registry = Registry(settings.engine, loader)
+        self.policies = load_policies(settings.policies)
+        self.registry = Registry(settings.engine, _prepared(loader, self.policies, settings.cache))
         self.registry.on_change = self._update_health
         self.health = Health(["", MODERATION, GENERATION, MODELS])
         self.gates = {
@@ -103,7 +111,7 @@ class App:
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(self.registry, self._submitter, settings.stream_idle_s)
+        moderation = ModerationService(self.registry, self._submitter, self.policies, settings.stream_idle_s)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
         generation = GenerationService(self.registry, self._submitter, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
@@ -123,7 +131,7 @@ class App:
 async def serve(settings: Settings, loader: Loader = load_model) -> int:
     """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine died.
 
-    Raises SettingsError when it cannot listen.
+    Raises SettingsError when it cannot listen, or for its policies.
     """
     stop = StopRequest()
     stop.install()
@@ -157,6 +165,23 @@ def run(settings: Settings) -> int:
     """``serve`` in a process of its own, with logs as JSON lines on standard error."""
     log.configure()
     return asyncio.run(serve(settings))
+
+
+def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loader:
+    """``loader``, whose guard models can judge every policy, and remember their verdicts."""
+
+    def load(directory: Path, task: Task, settings: EngineSettings) -> Model:
+        model = loader(directory, task, settings)
+        if isinstance(model, Classifier):
+            try:
+                check_policies(policies, model.check_policy)
+            except SettingsError:
+                model.close()
+                raise
+            model.cache = VerdictCache(cache, model.bundle.digest)
+        return model
+
+    return load
 
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:

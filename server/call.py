@@ -23,6 +23,8 @@ class Call:
     started: float
     deadline: float | None = None
     permit: Permit | None = None
+    #: The authenticated name of who calls; None is nobody known, as all are today.
+    caller: str | None = None
 
     @property
     def elapsed_s(self) -> float:

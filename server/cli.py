@@ -22,6 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--address", metavar="HOST:PORT", help="where to listen; port 0 takes a free one (127.0.0.1:50051)"
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument("--policies", type=Path, metavar="FILE", help="YAML file of named policies")
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads; 0 is the container's CPU quota")
     parser.add_argument(
         "--allow-insecure", action="store_true", default=None, help="listen for other machines without encryption"

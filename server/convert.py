@@ -6,7 +6,6 @@ request. Enum numbers that this version does not know are refused, never guessed
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import cast
@@ -17,10 +16,11 @@ from guard.engine.sampler import SamplingParams
 from guard.errors import InvalidInputError
 from guard.generator import FinishReason, GenerateTask, Generation
 from guard.normalize import ViewKind
-from guard.policy import CustomCategory, Policy
+from guard.policies import NamedPolicy
+from guard.policy import Policy
 from guard.streaming import Check, StreamTask
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import Action, CategoryScore, Judgement, Verdict
+from guard.verdict import Action, CategoryScore, DecidedBy, Judgement, Verdict, action_for
 from server.call import is_request_id
 from server.errors import UnsupportedFieldError
 from server.registry import Entry, State
@@ -57,6 +57,12 @@ _ACTIONS = {
     Action.BLOCK: moderation_pb2.ACTION_BLOCK,
     Action.REPORT: moderation_pb2.ACTION_REPORT,
 }
+_DECIDED_BY = {
+    DecidedBy.MODEL: moderation_pb2.DECIDED_BY_MODEL,
+    DecidedBy.DENY_LIST: moderation_pb2.DECIDED_BY_DENY_LIST,
+    DecidedBy.ALLOW_LIST: moderation_pb2.DECIDED_BY_ALLOW_LIST,
+    DecidedBy.CACHE: moderation_pb2.DECIDED_BY_CACHE,
+}
 _FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
@@ -68,9 +74,6 @@ _STATES = {
     State.FAILED: model_pb2.MODEL_STATE_FAILED,
     State.UNLOADING: model_pb2.MODEL_STATE_UNLOADING,
 }
-#: Category codes become part of error messages, so only what can be a code gets as far as the domain.
-_CODE = re.compile(r"S[1-9][0-9]?")
-_DEFAULT_THRESHOLD = Policy().threshold
 #: Limits of StreamClassifyStart.check_at_latest_after, in seconds.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 60.0
 #: Fields of GenerateRequest whose feature does not exist yet.
@@ -83,17 +86,19 @@ def check_request_id(request_id: str) -> None:
         raise InvalidInputError("request_id", "expected at most 128 characters out of A-Z, a-z, 0-9 and ._:-")
 
 
-def classify_task(request: moderation_pb2.ClassifyRequest) -> ClassifyTask:
-    """The task of one ClassifyRequest; raises InvalidInputError or UnsupportedFieldError naming the field."""
+def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> ClassifyTask:
+    """The task of one ClassifyRequest under ``policy``; raises InvalidInputError or UnsupportedFieldError naming the
+    field.
+    """
     check_request_id(request.request_id)
     conversation = _conversation(request.messages)
     mode = _MODES.get(request.mode)
     if mode is None:
         raise InvalidInputError("mode", f"unknown number {request.mode}")
-    return ClassifyTask(conversation, _target(request.target, conversation), _policy(request.policy), mode)
+    return ClassifyTask(conversation, _target(request.target, conversation), policy, mode)
 
 
-def stream_task(start: moderation_pb2.StreamClassifyStart) -> StreamTask:
+def stream_task(start: moderation_pb2.StreamClassifyStart, policy: Policy) -> StreamTask:
     """The task of one StreamClassify; raises as ``classify_task``."""
     check_request_id(start.request_id)
     if start.target == moderation_pb2.TARGET_UNSPECIFIED:
@@ -101,7 +106,7 @@ def stream_task(start: moderation_pb2.StreamClassifyStart) -> StreamTask:
     return StreamTask(
         context=_messages(start.messages),
         target=_known_target(start.target),
-        policy=_policy(start.policy),
+        policy=policy,
         every_tokens=start.check_every_tokens if start.HasField("check_every_tokens") else StreamTask.every_tokens,
         at_sentence_ends=start.at_sentence_ends,
     )
@@ -135,9 +140,9 @@ def stream_progress(
 
 
 def classify_response(
-    judgement: Judgement, target: Target, model: str, request_id: str, total_s: float
+    judgement: Judgement, target: Target, applied: NamedPolicy, model: str, request_id: str, total_s: float
 ) -> moderation_pb2.ClassifyResponse:
-    """The response for a judgement; ``total_s`` in seconds since the request arrived."""
+    """The response for a judgement under ``applied``; ``total_s`` in seconds since the request arrived."""
     return moderation_pb2.ClassifyResponse(
         request_id=request_id,
         verdict=_VERDICTS[judgement.verdict],
@@ -155,6 +160,11 @@ def classify_response(
         window=moderation_pb2.TextWindow(**asdict(judgement.window)),
         passes=judgement.passes,
         context_messages_left_out=judgement.context_left_out,
+        policy_name=applied.name,
+        policy_digest=applied.policy.digest,
+        action=_ACTIONS[action_for(judgement.verdict, applied.policy)],
+        decided_by=_DECIDED_BY[judgement.decided_by],
+        matched_entry=judgement.matched_entry or "",
     )
 
 
@@ -269,26 +279,6 @@ def _known_target(number: int) -> Target:
     if target is None:
         raise InvalidInputError("target", f"unknown number {number}")
     return target
-
-
-def _policy(policy: moderation_pb2.Policy) -> Policy:
-    for name in ("category_thresholds", "excluded_categories"):
-        if not all(map(_CODE.fullmatch, getattr(policy, name))):
-            raise InvalidInputError(f"policy.{name}", "expected category codes, S1 to S99")
-    return Policy(
-        threshold=policy.threshold if policy.HasField("threshold") else _DEFAULT_THRESHOLD,
-        category_thresholds=dict(policy.category_thresholds),
-        excluded_categories=frozenset(policy.excluded_categories),
-        custom_categories=tuple(_custom_category(*item) for item in enumerate(policy.custom_categories)),
-    )
-
-
-def _custom_category(index: int, category: moderation_pb2.CustomCategory) -> CustomCategory:
-    try:
-        return CustomCategory(category.code, category.name, category.description)
-    except InvalidInputError as error:
-        name = error.field.rpartition(".")[2]
-        raise InvalidInputError(f"policy.custom_categories[{index}].{name}", error.problem) from None
 
 
 def _categories(categories: Iterable[CategoryScore]) -> list[moderation_pb2.CategoryScore]:

@@ -11,14 +11,15 @@ from typing import Any
 import grpc.aio
 
 from guard.errors import GuardError, InvalidInputError
+from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import moderation_pb2, moderation_pb2_grpc
-from server import call, convert, status, tickets
+from server import call, convert, convert_policy, status, tickets
 from server.call import Call
 from server.registry import Registry
 from server.streaming import Steps, StreamJudge
 from server.tickets import Submitter
 
-MAX_BATCH = 256
+MAX_BATCH = 1024
 #: Items of one batch in the engine at a time: enough to keep it busy, few enough to leave room in its queue for others.
 _BATCH_WINDOW = 4
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,10 +28,11 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter, stream_idle_s: float) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, stream_idle_s: float) -> None:
         """``stream_idle_s``: seconds after which a stream that is not written or not read ends."""
         self._registry = registry
         self._submitter = submitter
+        self._policies = policies
         self._idle_s = stream_idle_s
 
     async def Classify(  # noqa: N802 - gRPC's name
@@ -70,9 +72,21 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         """The checks of a message while it is being written, then its judgement."""
         steps = Steps(requests, self._idle_s)
         try:
-            await StreamJudge(steps, context, self._registry, self._submitter, self._idle_s).run()
+            await StreamJudge(steps, context, self._registry, self._submitter, self._policies, self._idle_s).run()
         finally:
             await steps.close()
+
+    async def ListPolicies(  # noqa: N802
+        self, request: moderation_pb2.ListPoliciesRequest, context: _Context
+    ) -> moderation_pb2.ListPoliciesResponse:
+        """All policies, in the order of their names."""
+        default = self._policies.policy_for(call.current.get().caller).name
+        return moderation_pb2.ListPoliciesResponse(
+            policies=[
+                convert_policy.named_policy(NamedPolicy(name, policy), is_default=name == default)
+                for name, policy in sorted(self._policies.policies.items())
+            ]
+        )
 
     async def _outcome(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.BatchClassifyResult:
         try:
@@ -82,9 +96,10 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
             return moderation_pb2.BatchClassifyResult(error=status.item_error(found))
 
     async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
-        task = convert.classify_task(request)
+        applied = convert_policy.applied_policy(request, self._policies, this.caller)
+        task = convert.classify_task(request, applied.policy)
         entry, classifier = self._registry.guard(request.model)
         submission = partial(classifier.submit, task, this.deadline)
         ticket = await self._submitter.submit(request.ByteSize(), submission)
         judgement = await tickets.result(ticket)
-        return convert.classify_response(judgement, task.target, entry.name, this.request_id, this.elapsed_s)
+        return convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)

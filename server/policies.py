@@ -14,7 +14,7 @@ import yaml
 from guard.errors import InvalidInputError, UnsupportedError
 from guard.phrases import Phrase, PhraseList
 from guard.policies import PolicyBook, PolicyEntry, check_name, resolve
-from guard.policy import CustomCategory, PolicyAction, PolicyChanges, is_code
+from guard.policy import CustomCategory, Policy, PolicyAction, PolicyChanges, is_code
 from server.errors import SettingsError
 
 MAX_FILE_BYTES = 1 << 20
@@ -68,7 +68,7 @@ def read_policies(text: str) -> PolicyBook:
     )
 
 
-def check_policies(book: PolicyBook, check: Callable[[Any], None]) -> None:
+def check_policies(book: PolicyBook, check: Callable[[Policy], object]) -> None:
     """Have ``check`` (a guard model's) look at every policy; raises SettingsError naming the first that it refuses."""
     for name, policy in book.policies.items():
         try:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from guard.cache import CacheLimits
 from guard.engine.settings import EngineSettings
 from server.errors import SettingsError
 
@@ -46,6 +47,9 @@ class Settings:
     Generation: ``max_tokens`` a request may ask for, ``default_max_tokens`` for those that do not say. A reader of a
     stream may lag ``max_unsent_tokens`` behind. Reader or writer of any stream may stall for ``stream_idle_s``.
 
+    Moderation: ``policies`` is a YAML file of named policies. ``cache_entries`` verdicts of each guard model, of
+    ``cache_mib`` together, are kept for ``cache_ttl_s`` seconds; 0 entries keep none.
+
     Logs: ``access_log`` writes one JSON line a request.
     """
 
@@ -69,6 +73,10 @@ class Settings:
     default_max_tokens: int = 256
     max_unsent_tokens: int = 512
     stream_idle_s: float = 30.0
+    policies: Path | None = None
+    cache_entries: int = 4096
+    cache_mib: int = 16
+    cache_ttl_s: float = 600.0
     access_log: bool = True
 
     def __post_init__(self) -> None:
@@ -79,11 +87,19 @@ class Settings:
             "max_tokens",
             "default_max_tokens",
             "max_unsent_tokens",
+            "cache_mib",
         ):
             _check(name, getattr(self, name) >= 1, "expected at least 1")
-        for name in ("max_message_mib", "max_queued_mib", "default_deadline_s", "max_deadline_s", "stream_idle_s"):
+        for name in (
+            "max_message_mib",
+            "max_queued_mib",
+            "default_deadline_s",
+            "max_deadline_s",
+            "stream_idle_s",
+            "cache_ttl_s",
+        ):
             _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
-        for name in ("threads", "drain_delay_s", "grace_s"):
+        for name in ("threads", "drain_delay_s", "grace_s", "cache_entries"):
             _check(name, getattr(self, name) >= 0, "expected 0 or more")
         _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
         _check("max_queued_mib", self.max_queued_mib >= self.max_message_mib, "expected at least max_message_mib")
@@ -106,6 +122,11 @@ class Settings:
     def engine(self) -> EngineSettings:
         """The part that each model's engine gets."""
         return EngineSettings(threads=self.threads, max_queued=self.max_queued, kv_bytes=self.kv_cache_mib * MIB)
+
+    @property
+    def cache(self) -> CacheLimits:
+        """The part that each guard model's verdict cache gets."""
+        return CacheLimits(self.cache_entries, self.cache_mib * MIB, self.cache_ttl_s)
 
     @property
     def max_message_bytes(self) -> int:

@@ -12,10 +12,11 @@ import grpc.aio
 
 from guard.engine.engine import Ticket
 from guard.errors import InvalidInputError
+from guard.policies import PolicyBook
 from guard.streaming import Check, StreamSession
 from guard.v1 import moderation_pb2
 from guard.verdict import Action
-from server import call, convert, tickets
+from server import call, convert, convert_policy, tickets
 from server.errors import IdleStreamError
 from server.feed import send
 from server.registry import Registry
@@ -104,12 +105,14 @@ class StreamJudge:
         context: grpc.aio.ServicerContext[Any, Any],
         registry: Registry,
         submitter: Submitter,
+        policies: PolicyBook,
         idle_s: float,
     ) -> None:
         self._steps = steps
         self._context = context
         self._registry = registry
         self._submitter = submitter
+        self._policies = policies
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
         self._longest_wait_s: float | None = None
@@ -122,7 +125,8 @@ class StreamJudge:
     async def run(self) -> None:
         """Read, judge and answer until the text is complete or blocked."""
         start = await self._steps.start()
-        task = convert.stream_task(start)
+        applied = convert_policy.applied_policy(start, self._policies, call.current.get().caller)
+        task = convert.stream_task(start, applied.policy)
         self._longest_wait_s = convert.longest_wait_s(start)
         if start.request_id:
             call.current.set(replace(call.current.get(), request_id=start.request_id))
@@ -135,7 +139,7 @@ class StreamJudge:
         finally:
             session.close()
         this = call.current.get()
-        result = convert.classify_response(judgement, task.target, entry.name, this.request_id, this.elapsed_s)
+        result = convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
 
     async def _judge(self, session: StreamSession) -> None:

@@ -349,7 +349,7 @@ class StreamClassifyRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[StreamClassifyStart, _Mapping]] = ..., text: _Optional[str] = ..., finish: _Optional[_Union[StreamClassifyFinish, _Mapping]] = ...) -> None: ...
 
 class StreamClassifyStart(_message.Message):
-    __slots__ = ("request_id", "messages", "target", "policy", "model", "check_every_tokens", "at_sentence_ends", "check_at_latest_after")
+    __slots__ = ("request_id", "messages", "target", "policy", "model", "check_every_tokens", "at_sentence_ends", "check_at_latest_after", "policy_name")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -358,6 +358,7 @@ class StreamClassifyStart(_message.Message):
     CHECK_EVERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     AT_SENTENCE_ENDS_FIELD_NUMBER: _ClassVar[int]
     CHECK_AT_LATEST_AFTER_FIELD_NUMBER: _ClassVar[int]
+    POLICY_NAME_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     target: Target
@@ -366,7 +367,8 @@ class StreamClassifyStart(_message.Message):
     check_every_tokens: int
     at_sentence_ends: bool
     check_at_latest_after: _duration_pb2.Duration
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., model: _Optional[str] = ..., check_every_tokens: _Optional[int] = ..., at_sentence_ends: _Optional[bool] = ..., check_at_latest_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    policy_name: str
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., target: _Optional[_Union[Target, str]] = ..., policy: _Optional[_Union[Policy, _Mapping]] = ..., model: _Optional[str] = ..., check_every_tokens: _Optional[int] = ..., at_sentence_ends: _Optional[bool] = ..., check_at_latest_after: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., policy_name: _Optional[str] = ...) -> None: ...
 
 class StreamClassifyFinish(_message.Message):
     __slots__ = ()

@@ -47,13 +47,14 @@ class Running:
 
 @asynccontextmanager
 async def running(loader: Loader, *, load: bool = True, **settings: Any) -> AsyncIterator[Running]:
-    """A server with both models, unless ``settings`` say otherwise."""
+    """A server with both models and no verdict cache, unless ``settings`` say otherwise."""
     defaults: dict[str, Any] = {
         "guard": Path("guard"),
         "instruct": Path("instruct"),
         "address": "127.0.0.1:0",
         "drain_delay_s": 0.0,
         "grace_s": 5.0,
+        "cache_entries": 0,  # the same text twice is twice work for the model
     }
     app = App(Settings(**(defaults | settings)), loader)
     await app.start()

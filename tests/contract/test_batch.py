@@ -42,19 +42,19 @@ async def test_outcomes_are_in_order_and_apart(server: Running) -> None:
 
 
 async def test_many_items_are_each_judged_for_themselves(server: Running) -> None:
-    """A batch that is larger than the engine's queue is served whole, and nothing crosses from item to item."""
-    items = [question(f"{UNSAFE_MARK} {index}" if index % 3 == 0 else f"bread {index}") for index in range(256)]
+    """Failure test 22: a batch that is larger than the engine's queue is served whole, and nothing crosses over."""
+    items = [question(f"{UNSAFE_MARK} {index}" if index % 3 == 0 else f"bread {index}") for index in range(1024)]
     answer = await server.moderation.BatchClassify(BatchClassifyRequest(requests=items))
     verdicts = [result.response.verdict for result in answer.results]
-    assert verdicts == [VERDICT_UNSAFE if index % 3 == 0 else VERDICT_SAFE for index in range(256)]
+    assert verdicts == [VERDICT_UNSAFE if index % 3 == 0 else VERDICT_SAFE for index in range(1024)]
 
 
 async def test_number_of_items(server: Running) -> None:
-    for count in (0, 257):
+    for count in (0, 1025):
         items = [question("x")] * count
         answer = await refused(server.moderation.BatchClassify(BatchClassifyRequest(requests=items)))
         assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
-        assert answer.fields == {"requests": f"{count} items, expected 1 to 256"}
+        assert answer.fields == {"requests": f"{count} items, expected 1 to 1024"}
 
 
 async def test_alone_and_in_a_mixed_batch_and_again_the_same(server: Running) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from guard.conversation import Conversation, Message, Role, Target
 from guard.errors import InvalidInputError, UnsupportedError
 from guard.policy import CustomCategory, Policy
-from guard.prompt import LLAMA_GUARD_3_1B, GuardPromptBuilder
+from guard.prompt import LLAMA_GUARD_3_1B, GuardPromptBuilder, judged_categories
 from guard.tokenizer import Tokenizer
 
 DATA = Path(__file__).parents[2] / "data" / "llama_guard_3_1b"
@@ -121,6 +121,6 @@ def test_unknown_categories_are_refused(builder: GuardPromptBuilder, policy: Pol
     assert caught.value.field == field
 
 
-def test_category_the_model_cannot_answer_is_refused(builder: GuardPromptBuilder) -> None:
+def test_category_the_model_cannot_answer_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="S13"):
-        builder.categories(Policy(custom_categories=(CustomCategory("S20", "Mine"),)))
+        judged_categories(LLAMA_GUARD_3_1B, Policy(custom_categories=(CustomCategory("S20", "Mine"),)))
