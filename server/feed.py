@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 import grpc.aio
 
@@ -83,11 +82,11 @@ class Feed:
             self._loop.call_soon_threadsafe(step)
 
 
-async def send(context: grpc.aio.ServicerContext[Any, Any], response: Any, idle_s: float) -> None:
-    """Send a response of a stream; raises SlowReaderError when the reader takes nothing for ``idle_s`` seconds."""
+async def sent(sending: Awaitable[None], idle_s: float) -> None:
+    """Await ``context.write(...)``; raises SlowReaderError when the reader takes nothing for ``idle_s`` seconds."""
     try:
         async with asyncio.timeout(idle_s):
-            await context.write(response)
+            await sending
     except TimeoutError:
         raise SlowReaderError(f"nothing was read for {idle_s:g} s") from None
     except grpc.aio.InternalError:  # the stream broke before gRPC came to cancel this handler

@@ -11,7 +11,7 @@ from guard.engine.sampler import SamplingParams
 from guard.generator import Generation
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import call, convert, tickets
-from server.feed import Feed, send
+from server.feed import Feed, sent
 from server.registry import Registry
 from server.settings import Settings
 from server.tickets import Submitter
@@ -46,14 +46,14 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         name, ticket = await self._submit(request, feed)
         try:
             first = generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name)
-            await send(context, first, self._settings.stream_idle_s)
+            await sent(context.write(first), self._settings.stream_idle_s)
             while (piece := await feed.take()) is not None:
                 part = generation_pb2.StreamGenerateResponse(text=piece.text, token_count=piece.tokens)
-                await send(context, part, self._settings.stream_idle_s)
+                await sent(context.write(part), self._settings.stream_idle_s)
             generation = await tickets.result(ticket)
             first_token_s = _first_token_s(generation, ticket, this.started)
             last = convert.last_stream_response(generation, first_token_s, this.elapsed_s)
-            await send(context, last, self._settings.stream_idle_s)
+            await sent(context.write(last), self._settings.stream_idle_s)
         finally:
             ticket.cancel()
 

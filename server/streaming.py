@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,18 +12,19 @@ from typing import Any
 import grpc.aio
 
 from guard.engine.engine import Ticket
-from guard.errors import InvalidInputError
+from guard.errors import GuardError, InvalidInputError
 from guard.policies import PolicyBook
 from guard.streaming import Check, StreamSession
 from guard.v1 import moderation_pb2
 from guard.verdict import Action
 from server import call, convert, convert_policy, tickets
 from server.errors import IdleStreamError
-from server.feed import send
+from server.feed import sent
 from server.registry import Registry
 from server.tickets import Submitter
 
 MAX_PIECE_BYTES = 64 << 10
+_LINGER_S = 2.0
 Step = moderation_pb2.StreamClassifyRequest
 
 
@@ -70,6 +72,16 @@ class Steps:
         """Raises InvalidInputError when a further step has arrived; ``read_ahead`` must have been called."""
         if self._reading is not None and self._reading.done() and (step := self._reading.result()) is not None:
             raise InvalidInputError(step.WhichOneof("step") or "step", "comes after finish")
+
+    async def ignore_rest(self) -> None:
+        """Drop what is still on its way, until the client closes its side, but not for long.
+
+        Answers can be lost at a client that is writing when the stream ends: grpc.aio fails the call as a whole.
+        """
+        with suppress(TimeoutError, GuardError):
+            async with asyncio.timeout(_LINGER_S):
+                while await self._next(None) is not None:
+                    pass
 
     async def close(self) -> None:
         """Read no more."""
@@ -134,23 +146,27 @@ class StreamJudge:
         size = start.ByteSize()
         session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)
         try:
-            await self._judge(session)
+            # A client that waits for this before it sends text is told in time when there is no room for the stream.
+            await sent(self._context.send_initial_metadata(()), self._idle_s)
+            complete = await self._judge(session)
             judgement = session.result()
         finally:
             session.close()
         this = call.current.get()
         result = convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
+        if not complete:
+            await self._steps.ignore_rest()
 
-    async def _judge(self, session: StreamSession) -> None:
-        """Make every check of the text, up to the first that blocks it."""
+    async def _judge(self, session: StreamSession) -> bool:
+        """Make every check of the text, up to the first that blocks it; returns whether the text is complete."""
         complete = False
         while not complete:
             try:
                 text = await self._steps.text(self._time_left())
             except TimeoutError:
                 if await self._check(session, session.check_rest) is Action.BLOCK:
-                    return
+                    return False
                 continue
             complete = text is None
             if text is not None:
@@ -158,10 +174,11 @@ class StreamJudge:
                 self._note_waiting(session)
             while (action := await self._check(session, session.next_check)) is not None:
                 if action is Action.BLOCK:
-                    return
+                    return complete
         self._steps.read_ahead()
         await self._check(session, session.check_rest)
         self._steps.check_nothing_follows()
+        return True
 
     async def _check(
         self, session: StreamSession, queue: Callable[[float | None], Ticket[Check] | None]
@@ -195,4 +212,4 @@ class StreamJudge:
         return max(0.0, self._waiting_since + self._longest_wait_s - self._loop.time())
 
     async def _send(self, response: moderation_pb2.StreamClassifyResponse) -> None:
-        await send(self._context, response, self._idle_s)
+        await sent(self._context.write(response), self._idle_s)
