@@ -14,10 +14,11 @@ from guard.cli.output import add_json_option, milliseconds, to_json
 from guard.client import Classification
 from guard.conversation import Message, Role
 from guard.normalize import ViewKind
-from guard.policy import Policy
-from guard.verdict import Verdict
+from guard.policy import PolicyChanges
+from guard.verdict import Action, DecidedBy, Verdict
 
 EXIT_UNSAFE = 3
+_LISTS = {DecidedBy.DENY_LIST: "deny list", DecidedBy.ALLOW_LIST: "allow list"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="who wrote it: a prompt or a response (%(default)s)",
     )
     parser.add_argument("--context", type=Path, metavar="FILE", help="earlier messages: a JSON array or JSON lines")
-    parser.add_argument("--threshold", type=float, metavar="P", help="flag at this score (the server's: 0.5)")
+    parser.add_argument("--policy", default="", metavar="NAME", help="one of the server's policies; else its default")
+    parser.add_argument("--threshold", type=float, metavar="P", help="flag at this score instead of the policy's")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="CODE", help="do not judge this category; repeatable"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="CODE",
+        help="do not judge this category; repeatable; instead of those the policy excludes",
     )
     parser.add_argument("--exact", action="store_true", help="let the model write all categories out; slower")
     parser.add_argument("--model", default="", metavar="NAME", help="which guard model, when the server has several")
@@ -43,12 +49,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judges, prints, and returns the exit status."""
     messages = [*read_context(args.context), Message(Role(args.role), read_text(args.text))]
-    policy = None
-    if args.threshold is not None or args.exclude:
-        threshold = 0.5 if args.threshold is None else args.threshold
-        policy = Policy(threshold=threshold, excluded_categories=frozenset(args.exclude))
+    policy = PolicyChanges(threshold=args.threshold, excluded_categories=frozenset(args.exclude) or None)
     with connect(args) as client:
-        result = client.classify(messages, policy=policy, exact=args.exact, model=args.model)
+        result = client.classify(messages, policy=policy, policy_name=args.policy, exact=args.exact, model=args.model)
     print(to_json(result) if args.json else _describe(result))
     return EXIT_UNSAFE if result.verdict is Verdict.UNSAFE else 0
 
@@ -60,6 +63,12 @@ def _describe(result: Classification) -> str:
     ]
     flagged = sorted((item for item in result.categories if item.flagged), key=lambda item: -item.score)
     lines += [f"  {item.code:4} {item.score:.3f}  {item.name}" for item in flagged]
+    if result.matched_entry is not None and result.decided_by in _LISTS:
+        lines.append(f"  note: entry {result.matched_entry} of the {_LISTS[result.decided_by]} of {result.policy.name}")
+    if result.decided_by is DecidedBy.CACHE:
+        lines.append("  note: the same was judged a short time ago")
+    if result.action is Action.REPORT:
+        lines.append(f"  note: the policy {result.policy.name} is in shadow mode: do not block")
     if result.view not in (ViewKind.RAW, None):
         lines.append(f"  note: found in the {result.view.value} reading of the text")
     if result.window.count > 1:

@@ -25,10 +25,21 @@ from guard.client.errors import (
     ServerUnavailableError,
     UnsupportedByServerError,
 )
-from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo, Timings, Usage
+from guard.client.results import (
+    AppliedPolicy,
+    Classification,
+    Delta,
+    GenerationOptions,
+    GenerationResult,
+    ModelInfo,
+    PolicyInfo,
+    Timings,
+    Usage,
+)
 from guard.client.sync import GenerationStream, GuardClient
 
 __all__ = [
+    "AppliedPolicy",
     "AsyncGenerationStream",
     "AsyncGuardClient",
     "CallCancelledError",
@@ -45,6 +56,7 @@ __all__ = [
     "ModelNotLoadedOnServerError",
     "NoAnswerError",
     "NotPermittedError",
+    "PolicyInfo",
     "RequestRejectedError",
     "ServerBusyError",
     "ServerFailedError",

@@ -7,12 +7,14 @@ probability, or a missing part raises NoAnswerError.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 
+from guard.client.convert_policy import PolicyFields, policy_message, read_action, read_decided_by
 from guard.client.errors import GuardClientError, NoAnswerError, from_item_error
+from guard.client.known import known
 from guard.client.results import (
+    AppliedPolicy,
     Classification,
     FinishReason,
     GenerationOptions,
@@ -25,13 +27,11 @@ from guard.client.results import (
 )
 from guard.conversation import Message, Role, Target
 from guard.normalize import ViewKind
-from guard.policy import Policy
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import CategoryScore, Verdict, Window
+from guard.verdict import Action, CategoryScore, Verdict, Window
 
 #: One user message may be given as a plain string.
 Text = str | Sequence[Message]
-_Value = TypeVar("_Value")
 
 _ROLES = {
     Role.USER: moderation_pb2.ROLE_USER,
@@ -63,24 +63,25 @@ _FINISH_REASONS: Mapping[int, FinishReason] = {
 
 
 def classify_request(
-    text: Text, policy: Policy | None, exact: bool, model: str, request_id: str
+    text: Text, policy: PolicyFields | None, policy_name: str, exact: bool, model: str, request_id: str
 ) -> moderation_pb2.ClassifyRequest:
     """The last message is judged; its role says whether as a prompt or as a response."""
     mode = moderation_pb2.CLASSIFICATION_MODE_EXACT if exact else moderation_pb2.CLASSIFICATION_MODE_UNSPECIFIED
     return moderation_pb2.ClassifyRequest(
         request_id=request_id,
         messages=_messages(text),
-        policy=None if policy is None else _policy(policy),
+        policy=None if policy is None else policy_message(policy),
+        policy_name=policy_name,
         mode=mode,
         model=model,
     )
 
 
 def batch_request(
-    texts: Iterable[Text], policy: Policy | None, exact: bool, model: str, request_id: str
+    texts: Iterable[Text], policy: PolicyFields | None, policy_name: str, exact: bool, model: str, request_id: str
 ) -> moderation_pb2.BatchClassifyRequest:
     """One policy, mode and model for all items; the server names the items after the batch."""
-    items = [classify_request(text, policy, exact, model, "") for text in texts]
+    items = [classify_request(text, policy, policy_name, exact, model, "") for text in texts]
     return moderation_pb2.BatchClassifyRequest(request_id=request_id, requests=items)
 
 
@@ -110,18 +111,26 @@ def stream_generate_request(
 
 
 def read_classification(response: moderation_pb2.ClassifyResponse) -> Classification:
-    """Raises NoAnswerError unless the response holds a verdict and a score between 0 and 1."""
+    """Raises NoAnswerError unless the response holds a verdict, what to do, and a score between 0 and 1."""
     exact = response.mode == moderation_pb2.CLASSIFICATION_MODE_EXACT
+    verdict = known(_VERDICTS, response.verdict, "verdict")
+    action = read_action(response.action)
+    if (verdict is Verdict.SAFE) is not (action is Action.ALLOW):
+        raise NoAnswerError("the server's verdict and action contradict each other")
     return Classification(
         request_id=response.request_id,
         model=response.model,
-        target=_known(_TARGETS, response.target, "target"),
-        verdict=_known(_VERDICTS, response.verdict, "verdict"),
+        target=known(_TARGETS, response.target, "target"),
+        verdict=verdict,
         unsafe_score=_probability(response.unsafe_score, "unsafe_score"),
         categories=tuple(
             CategoryScore(item.code, item.name, _probability(item.score, "categories.score"), item.flagged)
             for item in response.categories
         ),
+        action=action,
+        decided_by=read_decided_by(response.decided_by),
+        matched_entry=response.matched_entry or None,
+        policy=AppliedPolicy(response.policy_name, response.policy_digest),
         mode="exact" if exact else "one_pass",
         forged_delimiters=moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER in response.signals,
         view=_VIEWS.get(response.view),
@@ -184,7 +193,7 @@ class StreamReader:
 
 def read_finish_reason(value: int) -> FinishReason:
     """Raises NoAnswerError for FINISH_REASON_UNSPECIFIED: the text was cut off."""
-    return _known(_FINISH_REASONS, value, "finish_reason")
+    return known(_FINISH_REASONS, value, "finish_reason")
 
 
 def read_model(model: model_pb2.Model) -> ModelInfo:
@@ -198,8 +207,8 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
     }
     return ModelInfo(
         name=model.name,
-        task=_known(tasks, model.task, "model.task"),
-        state=_known(states, model.state, "model.state"),
+        task=known(tasks, model.task, "model.task"),
+        state=known(states, model.state, "model.state"),
         architecture=model.architecture,
         quantization=model.quantization,
         max_context_tokens=model.max_context_tokens,
@@ -214,18 +223,6 @@ def _messages(text: Text) -> list[moderation_pb2.Message]:
     return [moderation_pb2.Message(role=_ROLES[message.role], content=message.content) for message in messages]
 
 
-def _policy(policy: Policy) -> moderation_pb2.Policy:
-    return moderation_pb2.Policy(
-        threshold=policy.threshold,
-        category_thresholds=policy.category_thresholds,
-        excluded_categories=sorted(policy.excluded_categories),
-        custom_categories=[
-            moderation_pb2.CustomCategory(code=custom.code, name=custom.name, description=custom.description)
-            for custom in policy.custom_categories
-        ],
-    )
-
-
 def _outcome(result: moderation_pb2.BatchClassifyResult) -> Classification | GuardClientError:
     try:
         if result.WhichOneof("outcome") == "error":
@@ -233,12 +230,6 @@ def _outcome(result: moderation_pb2.BatchClassifyResult) -> Classification | Gua
         return read_classification(result.response)  # unset: an empty response, which has no verdict
     except NoAnswerError as error:
         return error
-
-
-def _known(values: Mapping[int, _Value], value: int, field: str) -> _Value:
-    if value not in values:
-        raise NoAnswerError(f"the server's {field} is {value}, which is not an answer")
-    return values[value]
 
 
 def _probability(value: float, field: str) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from guard.conversation import Target
 from guard.normalize import ViewKind
-from guard.verdict import CategoryScore, Verdict, Window
+from guard.policy import CustomCategory, PolicyAction
+from guard.verdict import Action, CategoryScore, DecidedBy, Verdict, Window
 
 FinishReason = Literal["stop", "length", "stop_sequence", "tool_calls", "content_filter"]
 ModelTask = Literal["guard", "instruct"]
@@ -34,11 +36,22 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class AppliedPolicy:
+    """The policy that the server applied. ``digest`` is of all of it, the request's changes included."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Classification:
     """A verdict. ``unsafe_score`` = P(unsafe), 0 to 1, whatever the thresholds. ``categories`` by falling score.
 
     Long texts are judged in windows and disguised ones in several views: verdict and scores are those of the worst of
-    ``passes``, which is ``window`` of ``view`` (None: a view that is newer than this client).
+    ``passes``, which is ``window`` of ``view``. ``view`` and ``decided_by`` are None when newer than this client.
+
+    ``action`` is what the policy asks for: in shadow mode an unsafe text has REPORT. ``matched_entry`` is the name or
+    index of the entry when a list decided.
     """
 
     request_id: str
@@ -47,6 +60,10 @@ class Classification:
     verdict: Verdict
     unsafe_score: float
     categories: tuple[CategoryScore, ...]
+    action: Action
+    decided_by: DecidedBy | None
+    matched_entry: str | None
+    policy: AppliedPolicy
     mode: Literal["one_pass", "exact"]
     forged_delimiters: bool
     view: ViewKind | None
@@ -107,3 +124,19 @@ class ModelInfo:
     categories: tuple[tuple[str, str], ...]
     manifest_sha256: str
     kv_bytes_per_token: int
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """A policy of the server, as ModerationService.ListPolicies shows it."""
+
+    name: str
+    digest: str
+    threshold: float
+    category_thresholds: Mapping[str, float]
+    excluded_categories: tuple[str, ...]
+    custom_categories: tuple[CustomCategory, ...]
+    action: PolicyAction
+    deny_entries: int
+    allow_entries: int
+    is_default: bool

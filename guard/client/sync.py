@@ -13,10 +13,17 @@ from grpc_health.v1 import health_pb2
 from guard.client import convert
 from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_channel
 from guard.client.convert import Text
+from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
-from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo
-from guard.policy import Policy
-from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2_grpc
+from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo, PolicyInfo
+from guard.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    moderation_pb2,
+    moderation_pb2_grpc,
+)
 
 
 class GuardClient:
@@ -52,7 +59,8 @@ class GuardClient:
         self,
         text: Text,
         *,
-        policy: Policy | None = None,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
         exact: bool = False,
         model: str = "",
         request_id: str = "",
@@ -60,9 +68,10 @@ class GuardClient:
     ) -> Classification:
         """Judge the last message of ``text`` (a plain string is one user message) by its role.
 
-        ``exact`` lets the model write its whole answer out, so that every category it lists is seen; slower.
+        ``policy_name`` is one of ``list_policies()``, otherwise the server's default; ``policy`` goes before it, field
+        by field. ``exact`` lets the model write its whole answer out, so that every category it lists is seen; slower.
         """
-        request = convert.classify_request(text, policy, exact, model, request_id)
+        request = convert.classify_request(text, policy, policy_name, exact, model, request_id)
         with typed_errors():
             response = self._moderation.Classify(request, timeout=self._deadline(timeout_s))
         return convert.read_classification(response)
@@ -71,14 +80,15 @@ class GuardClient:
         self,
         texts: Sequence[Text],
         *,
-        policy: Policy | None = None,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
         exact: bool = False,
         model: str = "",
         request_id: str = "",
         timeout_s: float | None = None,
     ) -> tuple[Classification | GuardClientError, ...]:
         """Judge independent conversations. An item that failed is the error itself, in its place."""
-        request = convert.batch_request(texts, policy, exact, model, request_id)
+        request = convert.batch_request(texts, policy, policy_name, exact, model, request_id)
         with typed_errors():
             response = self._moderation.BatchClassify(request, timeout=self._deadline(timeout_s))
         return convert.read_batch(response, len(request.requests))
@@ -123,6 +133,14 @@ class GuardClient:
             token = response.next_page_token
             if not token:
                 return tuple(models)
+
+    def list_policies(self, *, timeout_s: float | None = None) -> tuple[PolicyInfo, ...]:
+        """The policies that a request can name, by name."""
+        with typed_errors():
+            response = self._moderation.ListPolicies(
+                moderation_pb2.ListPoliciesRequest(), timeout=self._deadline(timeout_s)
+            )
+        return tuple(map(read_policy, response.policies))
 
     def get_model(self, name: str, *, timeout_s: float | None = None) -> ModelInfo:
         """One model by its name."""

@@ -76,6 +76,10 @@ def judged(**changes: Any) -> moderation_pb2.ClassifyResponse:
         view=moderation_pb2.TEXT_VIEW_RAW,
         window=moderation_pb2.TextWindow(start=0, end=5, index=0, count=1),
         passes=1,
+        policy_name="default",
+        policy_digest="d1",
+        action=moderation_pb2.ACTION_BLOCK,
+        decided_by=moderation_pb2.DECIDED_BY_MODEL,
     )
     response.timings.total.FromMilliseconds(250)
     response.MergeFrom(moderation_pb2.ClassifyResponse(**changes))
@@ -104,6 +108,9 @@ class _Moderation(moderation_pb2_grpc.ModerationServiceServicer):
 
     def BatchClassify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._server.handle("BatchClassify", request, context)
+
+    def ListPolicies(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return self._server.handle("ListPolicies", request, context)
 
 
 class _Generation(generation_pb2_grpc.GenerationServiceServicer):

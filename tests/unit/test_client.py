@@ -16,6 +16,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 
 from guard.client import (
+    AppliedPolicy,
     Classification,
     DeadlineExceededError,
     Delta,
@@ -26,6 +27,7 @@ from guard.client import (
     ModelNotLoadedOnServerError,
     NoAnswerError,
     NotPermittedError,
+    PolicyInfo,
     RequestRejectedError,
     ServerBusyError,
     ServerFailedError,
@@ -34,11 +36,12 @@ from guard.client import (
     tls_credentials,
 )
 from guard.conversation import Message, Role, Target
-from guard.errors import GuardError
+from guard.errors import GuardError, InvalidInputError
 from guard.normalize import ViewKind
-from guard.policy import CustomCategory, Policy
+from guard.phrases import Phrase, PhraseList
+from guard.policy import CustomCategory, Policy, PolicyAction, PolicyChanges
 from guard.v1 import generation_pb2, model_pb2, moderation_pb2
-from guard.verdict import Verdict, Window
+from guard.verdict import Action, DecidedBy, Verdict, Window
 from tests.unit.fake_server import FakeServer, failing, judged, running
 
 
@@ -88,6 +91,59 @@ def test_classify_sends_the_conversation_and_reads_the_answer(server: FakeServer
     assert (result.usage.prompt_tokens, result.usage.cached_tokens) == (120, 80)
     assert result.timings.total_s == 0.25
     assert result.timings.first_token_s is None
+    assert (result.action, result.decided_by, result.matched_entry) == (Action.BLOCK, DecidedBy.MODEL, None)
+    assert result.policy == AppliedPolicy("default", "d1")
+
+
+def test_single_fields_go_before_those_of_a_named_policy(server: FakeServer, client: GuardClient) -> None:
+    server.handlers["Classify"] = lambda request, context: judged(
+        action=moderation_pb2.ACTION_REPORT, decided_by=moderation_pb2.DECIDED_BY_DENY_LIST, matched_entry="3"
+    )
+    changes = PolicyChanges(excluded_categories=frozenset({"S6"}), action=PolicyAction.SHADOW)
+    result = client.classify("hello", policy=changes, policy_name="strict")
+    (request,) = server.requests("Classify")
+    assert request.policy_name == "strict"
+    assert request.policy == moderation_pb2.Policy(
+        excluded_categories=["S6"], action=moderation_pb2.POLICY_ACTION_SHADOW
+    )
+    assert (result.action, result.decided_by, result.matched_entry) == (Action.REPORT, DecidedBy.DENY_LIST, "3")
+
+
+@pytest.mark.parametrize(
+    ("policy", "field"),
+    [
+        (PolicyChanges(threshold=float("nan")), "policy.threshold"),
+        (Policy(deny=PhraseList((Phrase("x"),))), "policy"),
+        (PolicyChanges(allow=PhraseList((Phrase("x"),))), "policy"),
+    ],
+)
+def test_what_no_request_can_say_is_refused_here(
+    server: FakeServer, client: GuardClient, policy: Policy | PolicyChanges, field: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        client.classify("hello", policy=policy)
+    assert caught.value.field == field
+    assert server.calls == []
+
+
+def test_list_policies(server: FakeServer, client: GuardClient) -> None:
+    policy = moderation_pb2.Policy(
+        threshold=0.4,
+        category_thresholds={"S1": 0.2},
+        excluded_categories=["S6"],
+        custom_categories=[moderation_pb2.CustomCategory(code="S3", name="Spam")],
+        action=moderation_pb2.POLICY_ACTION_SHADOW,
+    )
+    named = moderation_pb2.NamedPolicy(name="trial", digest="d", policy=policy, deny_entries=2, is_default=True)
+    server.handlers["ListPolicies"] = lambda request, context: moderation_pb2.ListPoliciesResponse(policies=[named])
+    assert client.list_policies() == (
+        PolicyInfo(
+            "trial", "d", 0.4, {"S1": 0.2}, ("S6",), (CustomCategory("S3", "Spam"),), PolicyAction.SHADOW, 2, 0, True
+        ),
+    )
+    named.policy.action = moderation_pb2.POLICY_ACTION_UNSPECIFIED
+    with pytest.raises(NoAnswerError, match=r"policy\.action"):
+        client.list_policies()
 
 
 def test_a_string_is_one_user_message_and_no_policy_stays_unset(server: FakeServer, client: GuardClient) -> None:
@@ -110,9 +166,9 @@ def test_a_string_is_one_user_message_and_no_policy_stays_unset(server: FakeServ
 def test_a_view_that_is_newer_than_this_client_does_not_cost_the_verdict(
     server: FakeServer, client: GuardClient
 ) -> None:
-    server.handlers["Classify"] = lambda request, context: judged(view=99)
+    server.handlers["Classify"] = lambda request, context: judged(view=99, decided_by=99)
     result = client.classify("hello")
-    assert result.view is None
+    assert (result.view, result.decided_by) == (None, None)
     assert result.verdict is Verdict.UNSAFE
 
 
@@ -122,6 +178,10 @@ def test_a_view_that_is_newer_than_this_client_does_not_cost_the_verdict(
         {"verdict": moderation_pb2.VERDICT_UNSPECIFIED},
         {"verdict": 7},
         {"target": moderation_pb2.TARGET_UNSPECIFIED},
+        {"action": moderation_pb2.ACTION_UNSPECIFIED},
+        {"action": 7},
+        {"action": moderation_pb2.ACTION_BLOCK},  # beside a verdict of safe
+        {"verdict": moderation_pb2.VERDICT_UNSAFE},  # beside an action of allow
         {"unsafe_score": float("nan")},
         {"unsafe_score": -0.1},
         {"unsafe_score": 1.1},
@@ -132,7 +192,7 @@ def test_an_answer_that_cannot_be_read_is_an_error_never_safe(
     server: FakeServer, client: GuardClient, broken: dict[str, Any]
 ) -> None:
     def answer(request: Any, context: Any) -> moderation_pb2.ClassifyResponse:
-        response = judged(verdict=moderation_pb2.VERDICT_SAFE)
+        response = judged(verdict=moderation_pb2.VERDICT_SAFE, action=moderation_pb2.ACTION_ALLOW)
         for name in broken:
             response.ClearField(name)
         response.MergeFrom(moderation_pb2.ClassifyResponse(**broken))

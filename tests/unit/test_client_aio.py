@@ -62,6 +62,7 @@ async def test_calls(server: FakeServer, client: AsyncGuardClient) -> None:
             text="Hello", finish_reason=generation_pb2.FINISH_REASON_STOP
         ),
         "ListModels": lambda request, context: model_pb2.ListModelsResponse(models=[model]),
+        "ListPolicies": lambda request, context: moderation_pb2.ListPoliciesResponse(),
         "GetModel": lambda request, context: model_pb2.GetModelResponse(model=model),
     }
     assert (await client.classify("hello")).verdict is Verdict.UNSAFE
@@ -70,6 +71,7 @@ async def test_calls(server: FakeServer, client: AsyncGuardClient) -> None:
     assert (await client.generate("hello")).finish_reason == "stop"
     assert [model.name for model in await client.list_models()] == ["m"]
     assert (await client.get_model("m")).task == "instruct"
+    assert await client.list_policies() == ()
 
 
 async def test_errors_are_typed_and_nothing_unreadable_is_safe(server: FakeServer, client: AsyncGuardClient) -> None:

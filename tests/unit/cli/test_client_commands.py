@@ -32,7 +32,11 @@ def server() -> Iterator[FakeServer]:
 
 def safe(request: Any, context: Any) -> moderation_pb2.ClassifyResponse:
     return moderation_pb2.ClassifyResponse(
-        verdict=moderation_pb2.VERDICT_SAFE, unsafe_score=0.02, model="fake-guard", target=moderation_pb2.TARGET_PROMPT
+        verdict=moderation_pb2.VERDICT_SAFE,
+        unsafe_score=0.02,
+        model="fake-guard",
+        target=moderation_pb2.TARGET_PROMPT,
+        action=moderation_pb2.ACTION_ALLOW,
     )
 
 
@@ -84,6 +88,10 @@ def test_classify_json_is_stable(server: FakeServer, capsys: pytest.CaptureFixtu
             {"code": "S1", "name": "Violent Crimes", "score": 0.1, "flagged": False},
             {"code": "S2", "name": "Non-Violent Crimes", "score": 0.8, "flagged": True},
         ],
+        "action": "block",
+        "decided_by": "model",
+        "matched_entry": None,
+        "policy": {"name": "default", "digest": "d1"},
         "mode": "one_pass",
         "forged_delimiters": False,
         "view": "raw",
@@ -93,6 +101,36 @@ def test_classify_json_is_stable(server: FakeServer, capsys: pytest.CaptureFixtu
         "usage": {"prompt_tokens": 120, "cached_tokens": 80, "completion_tokens": 0},
         "timings": {"queue_s": 0.0, "model_s": 0.0, "first_token_s": None, "total_s": 0.25},
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"decided_by": moderation_pb2.DECIDED_BY_DENY_LIST, "matched_entry": "codename"},
+            "entry codename of the deny list of default",
+        ),
+        ({"decided_by": moderation_pb2.DECIDED_BY_CACHE}, "the same was judged a short time ago"),
+        (
+            {"action": moderation_pb2.ACTION_REPORT, "policy_name": "trial"},
+            "the policy trial is in shadow mode: do not block",
+        ),
+    ],
+)
+def test_notes_say_how_it_was_decided(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], note: str
+) -> None:
+    server.handlers["Classify"] = lambda request, context: judged(**changes)
+    assert main(["classify", "--address", server.address, "hello"]) == 3
+    assert capsys.readouterr().out.splitlines()[2:] == [f"  note: {note}"]
+
+
+def test_a_policy_is_named_and_only_what_is_given_goes_before_it(server: FakeServer) -> None:
+    main(["classify", "--address", server.address, "--policy", "strict", "--exclude", "S6", "hello"])
+    (request,) = server.requests("Classify")
+    assert request.policy_name == "strict"
+    assert list(request.policy.excluded_categories) == ["S6"]
+    assert not request.policy.HasField("threshold")
 
 
 def test_a_response_is_judged_after_its_context(server: FakeServer, tmp_path: Path) -> None:
