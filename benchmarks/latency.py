@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     flags = ["--guard", args.guard, "--instruct", args.instruct]
-    with ServerProcess(flags) as server, GuardClient(server.address) as client:
+    with ServerProcess(flags, {"GUARD_CACHE_ENTRIES": "0"}) as server, GuardClient(server.address) as client:
         loaded = resident_mib(server.pid)
         result = Result(
             cpu=f"{len(os.sched_getaffinity(0))} x {cpu_model()}",
