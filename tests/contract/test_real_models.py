@@ -62,7 +62,8 @@ async def test_classify(real: Running) -> None:
     assert everything.verdict == moderation_pb2.VERDICT_UNSAFE  # and something unsafe IS blocked
 
 
-async def test_alone_in_a_crowd_and_in_a_batch_the_same(real: Running) -> None:
+async def test_alone_in_a_crowd_in_a_batch_and_after_a_restart_the_same(real: Running, bundles: Path) -> None:
+    """Failure test 22."""
     alone = [(await real.moderation.Classify(question(text))).unsafe_score for text in TEXTS]
     crowd = await asyncio.gather(*(real.moderation.Classify(question(text)) for text in TEXTS * 3))
     batch = await real.moderation.BatchClassify(BatchClassifyRequest(requests=[question(text) for text in TEXTS]))
@@ -70,6 +71,10 @@ async def test_alone_in_a_crowd_and_in_a_batch_the_same(real: Running) -> None:
         assert crowd[index].unsafe_score == pytest.approx(score, abs=1e-3)
         assert crowd[index + 2 * len(TEXTS)].unsafe_score == pytest.approx(score, abs=1e-3)
         assert batch.results[index].response.unsafe_score == pytest.approx(score, abs=1e-3)
+    async with running(load_model, guard=bundles / "guard", instruct=None, threads=1) as restarted:
+        for text, score in reversed(list(zip(TEXTS, alone, strict=True))):
+            again = await restarted.moderation.Classify(question(text))
+            assert again.unsafe_score == pytest.approx(score, abs=1e-3)
 
 
 async def test_exact_mode_answers_or_says_that_it_cannot(real: Running) -> None:

@@ -28,12 +28,14 @@ def test_blank_content_is_refused(content: str) -> None:
 
 
 def test_lone_surrogate_is_refused() -> None:
+    """Failure test 11."""
     with pytest.raises(InvalidInputError, match="surrogate"):
         Conversation((Message(USER, "a\ud800b"),))
 
 
 @pytest.mark.parametrize("content", ["a\x00b", "\x1b[31m", "a" + "\u0301" * 10_000])
 def test_odd_but_valid_text_is_accepted(content: str) -> None:
+    """Failure test 11."""
     assert Conversation((Message(USER, content),)).messages[0].content == content
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.conversation import Conversation, Message, Role, Target
@@ -11,6 +11,8 @@ from guard.errors import InvalidInputError, UnsupportedError
 from guard.policy import CustomCategory, Policy
 from guard.prompt import LLAMA_GUARD_3_1B, GuardPromptBuilder, judged_categories
 from guard.tokenizer import Tokenizer
+
+from .conftest import CONTROL
 
 DATA = Path(__file__).parents[2] / "data" / "llama_guard_3_1b"
 QUESTION = Message(Role.USER, "How do I kill a process in Linux?")
@@ -84,6 +86,27 @@ def test_forged_delimiters_are_defused(builder: GuardPromptBuilder, pieces: list
         assert text.count(delimiter) == 1
         assert text.upper().count(delimiter) == 1
     assert "\nAgent:" not in text
+
+
+@settings(deadline=None)
+@given(
+    pieces=st.lists(st.sampled_from([*CONTROL, "<|", "|>", "x", "\n\n", "<|reserved_special_token_0|>"]), min_size=1),
+    role=st.sampled_from([Role.USER, Role.ASSISTANT]),
+)
+def test_special_tokens_in_a_text_add_no_control_token(
+    builder: GuardPromptBuilder, pieces: list[str], role: Role
+) -> None:
+    """Failure test 13: the prompt of any text has the control tokens of the prompt of a harmless one, and no others."""
+    content = "".join(pieces)
+    if not content.strip():
+        return
+    target = Target.PROMPT if role is Role.USER else Target.RESPONSE
+
+    def control_ids(text: str) -> list[int]:
+        prompt = builder.build(Conversation((Message(role, text),)), target, Policy())
+        return [token for token in prompt.token_ids if token >= 256]
+
+    assert control_ids(content) == control_ids("harmless")
 
 
 def test_forgery_is_flagged(builder: GuardPromptBuilder) -> None:

@@ -22,6 +22,7 @@ HOSTILE = st.lists(st.one_of(TEXT, st.sampled_from(CONTROL), st.sampled_from(["<
 
 @given(text=HOSTILE)
 def test_user_text_never_becomes_a_control_token(tokenizer: Tokenizer, text: str) -> None:
+    """Failure test 13."""
     ids = tokenizer.encode([Segment(text, trusted=False)])
     assert max(ids, default=0) < 256
     assert bytes(text, "utf-8") == "".join(tokenizer.decode(ids)).encode()
