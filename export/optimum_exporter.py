@@ -1,7 +1,7 @@
 """The reference exporter: Hugging Face optimum's own ONNX export of the same checkpoint (``concat`` interface).
 
-The only module of ``export`` that needs torch, transformers and optimum. It exports a temporary Hugging Face copy of the
-checkpoint in float32, so that GGUF files and merged adapters take the same road.
+The only module of ``export`` that needs torch, transformers and optimum. It exports a temporary Hugging Face copy of
+the checkpoint in float32, so that GGUF files and merged adapters take the same road.
 """
 
 from __future__ import annotations

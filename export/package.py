@@ -73,7 +73,7 @@ def _check_destination(destination: Path, overwrite: bool) -> None:
 
 
 def _claim(destination: Path) -> tuple[Path, int]:
-    """Create and lock the staging directory. One that a killed export left is unlocked: it is taken over and emptied."""
+    """Create and lock the staging directory. One that a killed export left is unlocked, so it is taken and emptied."""
     directory = destination.parent / f".{destination.name}.partial"
     directory.mkdir(exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

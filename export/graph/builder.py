@@ -114,7 +114,7 @@ class _LlamaBuilder:
         activation = self.linears.activation(x)
         gate = self._linear(f"{name}.gate_proj", activation, layer, ["gate_proj"])
         # down_proj's own scales absorb the up branch's factor per token, so it need not be multiplied in here.
-        late = form == self.profile.down_proj == "int8_rows"
+        late = form == "int8_rows" and self.profile.down_proj in ("int8_rows", "int8_groups")
         up = self.linears.apply(
             f"{name}.up_proj", activation, [self.weights.linear(layer, "up_proj")], form, scaled=not late
         )

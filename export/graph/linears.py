@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from export.checkpoint.model import Float32
 from export.graph.writer import MICROSOFT, GraphWriter, Slot
-from export.quantize.formats import SECOND_PLANE, block_size, quantize_blocks, quantize_rows, quantize_rows_twice
-from export.quantize.profile import Format
+from export.quantize.formats import (
+    SECOND_PLANE,
+    block_size,
+    largest_divisor,
+    quantize_blocks,
+    quantize_rows,
+    quantize_rows_twice,
+)
+from export.quantize.profile import EmbeddingFormat, Format
 from export.quantize.rotation import Rotation
 from export.quantize.weights import Matrix, Weights
 from guard.errors import UnsupportedError
 
 #: Elements of a weight held in float32 at a time (64 MiB), unless an output rotation needs the whole matrix.
 _CHUNK_ELEMENTS = 1 << 24
+#: Groups of input channels in ``int8_groups``.
+_GROUPS = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Linears:
                 return self._int8_rows(name, x, matrices, scaled)
             case "int16_rows":
                 return self._int16_rows(name, x, matrices)
+            case "int8_groups":
+                return self._int8_groups(name, x, matrices)
             case "int8_blocks":
                 return self._blocks(name, x.value, matrices, bits=8)
             case "int4_blocks":
@@ -79,10 +92,13 @@ class Linears:
         rotated = self._graph.node("MatMul", [runs, basis], f"{name}.rotated")
         return self._graph.node("Reshape", [rotated, joined], f"{name}.output")
 
-    def embedding(self, name: str, ids: str, matrix: Matrix, form: Format) -> str:
+    def embedding(self, name: str, ids: str, matrix: Matrix, form: EmbeddingFormat) -> str:
         """Rows ``ids`` of ``matrix`` as float32 [batch, sequence, hidden]."""
         if form == "float32":
-            return self._graph.node("Gather", [self._float32_weight(name, [matrix]), ids], f"{name}.output")
+            return self._graph.node("Gather", [self._float_weight(name, [matrix], np.float32), ids], f"{name}.output")
+        if form == "float16":
+            rows = self._graph.node("Gather", [self._float_weight(name, [matrix], np.float16), ids], f"{name}.rows")
+            return self._graph.node("Cast", [rows], f"{name}.output", to=TensorProto.FLOAT)
         block = self._block(name, matrix)
         codes, scales = self._block_weight(name, [matrix], bits=8, block=block, flat=True)
         return self._graph.node(
@@ -97,72 +113,112 @@ class Linears:
         )
 
     def _float32(self, name: str, x: str, matrices: Sequence[Matrix]) -> str:
-        weight = self._float32_weight(name, matrices)
+        weight = self._float_weight(name, matrices, np.float32)
         return self._graph.node("FusedMatMul", [x, weight], f"{name}.output", domain=MICROSOFT, transB=1)
 
-    def _float32_weight(self, name: str, matrices: Sequence[Matrix]) -> str:
+    def _float_weight(self, name: str, matrices: Sequence[Matrix], dtype: type[np.floating[Any]]) -> str:
         rows, columns = self._shape(matrices)
-        slot = self._graph.matrix(f"{name}.weight", np.float32, [rows, columns])
+        slot = self._graph.matrix(f"{name}.weight", dtype, [rows, columns])
         for start, piece in self._pieces(matrices):
             slot.write_rows(start, piece)
         return f"{name}.weight"
 
     def _int8_rows(self, name: str, x: Activation, matrices: Sequence[Matrix], scaled: bool) -> str:
-        weight, scales = self._row_weight(name, matrices)
+        weight, scales = self._row_weight(name, *self._shape(matrices))
         for start, piece in self._pieces(matrices):
             integers, piece_scales = quantize_rows(piece)
             weight.write_columns(start, integers.T)
             scales.write_rows(start, piece_scales[:, None])
-        product = self._row_product(name, x)
+        self._quantize_tokens(x)
+        product = self._row_product(name, x.codes)
         return self._graph.node("Mul", [product, x.scale], f"{name}.output") if scaled else product
 
     def _int16_rows(self, name: str, x: Activation, matrices: Sequence[Matrix]) -> str:
-        first, first_scales = self._row_weight(f"{name}.first", matrices)
-        second, second_scales = self._row_weight(f"{name}.second", matrices)
+        first, first_scales = self._row_weight(f"{name}.first", *self._shape(matrices))
+        second, second_scales = self._row_weight(f"{name}.second", *self._shape(matrices))
         for start, piece in self._pieces(matrices):
             integers, rest, piece_scales = quantize_rows_twice(piece)
             first.write_columns(start, integers.T)
             second.write_columns(start, rest.T)
             first_scales.write_rows(start, piece_scales[:, None])
             second_scales.write_rows(start, piece_scales[:, None] / np.float32(SECOND_PLANE))
-        products = [self._row_product(f"{name}.{plane}", x) for plane in ("first", "second")]
+        self._quantize_tokens(x)
+        products = [self._row_product(f"{name}.{plane}", x.codes) for plane in ("first", "second")]
         total = self._graph.node("Add", products, f"{name}.product")
         return self._graph.node("Mul", [total, x.scale], f"{name}.output")
 
-    def _row_weight(self, name: str, matrices: Sequence[Matrix]) -> tuple[Slot, Slot]:
+    def _row_weight(self, name: str, rows: int, columns: int) -> tuple[Slot, Slot]:
         """Room for an 8-bit weight [k, n] and its scales [n]."""
-        rows, columns = self._shape(matrices)
         weight = self._graph.matrix(f"{name}.weight", np.int8, [columns, rows])
         return weight, self._graph.matrix(f"{name}.scales", np.float32, [rows])
 
-    def _row_product(self, name: str, x: Activation) -> str:
-        """The product that still lacks the factor ``x.scale``."""
-        self._quantize_tokens(x)
+    def _row_product(self, name: str, codes: str) -> str:
+        """The product of ``codes`` and the weight of ``name``, which still lacks the factor per token."""
         one = self._graph.constant("one", np.array(1, np.float32))
         zero_point = self._graph.constant("zero_point", np.array(128, np.uint8))
-        inputs = [x.codes, f"{name}.weight", one, f"{name}.scales", zero_point]
+        inputs = [codes, f"{name}.weight", one, f"{name}.scales", zero_point]
         return self._graph.node("MatMulIntegerToFloat", inputs, f"{name}.product", domain=MICROSOFT)
 
+    def _int8_groups(self, name: str, x: Activation, matrices: Sequence[Matrix]) -> str:
+        """As ``_int8_rows``, but each token and each row has one scale for every group of input channels.
+
+        A huge activation then costs precision in its own group only.
+        """
+        graph = self._graph
+        rows, columns = self._shape(matrices)
+        groups = largest_divisor(columns, _GROUPS)
+        size = columns // groups
+        room = [self._row_weight(f"{name}.{group}", rows, size) for group in range(groups)]
+        for start, piece in self._pieces(matrices):
+            for group, (weight, scales) in enumerate(room):
+                integers, piece_scales = quantize_rows(piece[:, group * size : (group + 1) * size])
+                weight.write_columns(start, integers.T)
+                scales.write_rows(start, piece_scales[:, None])
+        grouped = self._reshape(x.value, f"{x.value}.grouped", [0, 0, groups, size])
+        self._quantize(grouped, f"{grouped}.codes", f"{grouped}.scale")
+        codes = self._reshape(f"{grouped}.codes", x.codes, [0, 0, columns])
+        scales_per_token = self._reshape(f"{grouped}.scale", f"{grouped}.scales", [0, 0, groups])
+        if x.unscaled_by:
+            scales_per_token = graph.node("Mul", [scales_per_token, x.unscaled_by], x.scale)
+        code_names = [f"{name}.{group}.codes" for group in range(groups)]
+        scale_names = [f"{name}.{group}.scale" for group in range(groups)]
+        graph.node("Split", [codes], code_names, axis=-1, num_outputs=groups)
+        graph.node("Split", [scales_per_token], scale_names, axis=-1, num_outputs=groups)
+        terms = []
+        for group in range(groups):
+            product = self._row_product(f"{name}.{group}", code_names[group])
+            terms.append(graph.node("Mul", [product, scale_names[group]], f"{name}.{group}.output"))
+        return graph.node("Sum", terms, f"{name}.output")
+
+    def _reshape(self, value: str, output: str, shape: list[int]) -> str:
+        name = "shape." + ".".join(map(str, shape))
+        return self._graph.node("Reshape", [value, self._graph.constant(name, np.array(shape, np.int64))], output)
+
     def _quantize_tokens(self, x: Activation) -> None:
-        """One symmetric 8-bit scale per token, largest magnitude / 127. A token's numbers don't depend on its batch."""
+        """The 8-bit form of ``x``, once for all linears that read it."""
         if x.codes in self._quantized:
             return
         self._quantized.add(x.codes)
+        if x.unscaled_by is None:
+            self._quantize(x.value, x.codes, x.scale)
+        else:
+            self._quantize(x.value, x.codes, f"{x.value}.own_scale")
+            self._graph.node("Mul", [f"{x.value}.own_scale", x.unscaled_by], x.scale)
+
+    def _quantize(self, value: str, codes: str, scale: str) -> None:
+        """Symmetric 8 bits along the last axis, scale = largest magnitude / 127. Tokens don't depend on their batch."""
         graph = self._graph
         axes = graph.constant("last_axis", np.array([-1], np.int64))
         step = graph.constant("step", np.array(1 / 127, np.float32))
         tiny = graph.constant("tiny", np.array(1e-30, np.float32))
         one = graph.constant("one", np.array(1, np.float32))
         zero_point = graph.constant("zero_point", np.array(128, np.uint8))
-        magnitude = graph.node("Abs", [x.value], f"{x.value}.magnitude")
-        peak = graph.node("ReduceMax", [magnitude, axes], f"{x.value}.peak", keepdims=1)
-        stepped = graph.node("Mul", [peak, step], f"{x.value}.step")
-        scale = f"{x.value}.own_scale" if x.unscaled_by else x.scale
+        magnitude = graph.node("Abs", [value], f"{value}.magnitude")
+        peak = graph.node("ReduceMax", [magnitude, axes], f"{value}.peak", keepdims=1)
+        stepped = graph.node("Mul", [peak, step], f"{value}.step")
         graph.node("Max", [stepped, tiny], scale)
-        normalized = graph.node("Div", [x.value, scale], f"{x.value}.normalized")
-        graph.node("QuantizeLinear", [normalized, one, zero_point], x.codes)
-        if x.unscaled_by:
-            graph.node("Mul", [scale, x.unscaled_by], x.scale)
+        normalized = graph.node("Div", [value, scale], f"{value}.normalized")
+        graph.node("QuantizeLinear", [normalized, one, zero_point], codes)
 
     def _blocks(self, name: str, x: str, matrices: Sequence[Matrix], bits: int) -> str:
         rows, columns = self._shape(matrices)

@@ -65,6 +65,11 @@ def block_size(columns: int, largest: int) -> int:
     return block if block >= 16 else 0
 
 
+def largest_divisor(value: int, limit: int) -> int:
+    """The largest divisor of ``value`` that is at most ``limit``."""
+    return next(divisor for divisor in range(limit, 0, -1) if value % divisor == 0)
+
+
 def _band_rows(weight: Float32) -> int:
     return max(1, _CACHED // int(weight.shape[1]))
 

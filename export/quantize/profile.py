@@ -9,9 +9,12 @@ from guard.bundle.manifest import Quantization
 from guard.errors import UnsupportedError
 
 #: ``float32``: plain. ``int8_rows``: W8A8, one scale per output channel and per token. ``int16_rows``: the same with a
-#: second 8-bit weight for what the first one left. ``int8_blocks`` / ``int4_blocks``: MatMulNBits, one scale per block
-#: of a row, activations quantized per block.
-Format = Literal["float32", "int8_rows", "int16_rows", "int8_blocks", "int4_blocks"]
+#: second 8-bit weight for what the first one left. ``int8_groups``: the same with a few groups of input channels, each
+#: with scales of its own. ``int8_blocks`` / ``int4_blocks``: MatMulNBits, one scale per block of a row, activations
+#: quantized per block.
+Format = Literal["float32", "int8_rows", "int16_rows", "int8_groups", "int8_blocks", "int4_blocks"]
+#: The embedding is only looked up, so it may stay in 16 bits: unused rows are never read from disk.
+EmbeddingFormat = Literal["float32", "float16", "int8_blocks"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Profile:
     linears: Format
     v_proj: Format
     down_proj: Format
-    embedding: Format
+    embedding: EmbeddingFormat
     head: Format
     rotate: bool
     down_rotation: int
@@ -69,8 +72,8 @@ PROFILES = {
     "int8": Profile(
         name="int8",
         linears="int8_rows",
-        v_proj="int16_rows",  # every token attends to the first one, whose value must stay near zero: errors there add up
-        down_proj="int8_rows",
+        v_proj="int16_rows",  # all tokens attend to the first, whose value must stay near zero: errors there add up
+        down_proj="int8_groups",
         embedding="int8_blocks",
         head="int8_rows",
         rotate=True,
