@@ -100,7 +100,6 @@ def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> Cl
 
 def stream_task(start: moderation_pb2.StreamClassifyStart, policy: Policy) -> StreamTask:
     """The task of one StreamClassify; raises as ``classify_task``."""
-    check_request_id(start.request_id)
     if start.target == moderation_pb2.TARGET_UNSPECIFIED:
         raise InvalidInputError("target", "is required: nothing else says what is being written")
     return StreamTask(

@@ -137,11 +137,12 @@ class StreamJudge:
     async def run(self) -> None:
         """Read, judge and answer until the text is complete or blocked."""
         start = await self._steps.start()
+        convert.check_request_id(start.request_id)
+        if start.request_id:
+            call.current.set(replace(call.current.get(), request_id=start.request_id))
         applied = convert_policy.applied_policy(start, self._policies, call.current.get().caller)
         task = convert.stream_task(start, applied.policy)
         self._longest_wait_s = convert.longest_wait_s(start)
-        if start.request_id:
-            call.current.set(replace(call.current.get(), request_id=start.request_id))
         entry, classifier = self._registry.guard(start.model)
         size = start.ByteSize()
         session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)

@@ -4,12 +4,18 @@
         result = client.classify("How do I pick a lock?")
         print(result.verdict, result.unsafe_score)
 
+``moderated`` passes a text on while it is being written, less what may not be shown:
+
+        for text in client.moderated("Tell me a story.", deltas_of_a_model):
+            print(text, end="")
+
 ``AsyncGuardClient`` has the same methods for asyncio. Every call has a deadline. Classify is retried when the server is
 UNAVAILABLE (a throttled gRPC service config, no hedging); nothing else is. A failure raises a ``GuardClientError``, and
 so does an answer without a verdict: nothing that is not an answer reads as safe.
 """
 
 from guard.client.aio import AsyncGenerationStream, AsyncGuardClient
+from guard.client.aio_stream import AsyncClassificationStream
 from guard.client.channel import tls_credentials
 from guard.client.errors import (
     CallCancelledError,
@@ -23,6 +29,7 @@ from guard.client.errors import (
     ServerBusyError,
     ServerFailedError,
     ServerUnavailableError,
+    UnsafeTextError,
     UnsupportedByServerError,
 )
 from guard.client.results import (
@@ -33,17 +40,22 @@ from guard.client.results import (
     GenerationResult,
     ModelInfo,
     PolicyInfo,
+    StreamOptions,
+    StreamProgress,
     Timings,
     Usage,
 )
+from guard.client.stream import ClassificationStream
 from guard.client.sync import GenerationStream, GuardClient
 
 __all__ = [
     "AppliedPolicy",
+    "AsyncClassificationStream",
     "AsyncGenerationStream",
     "AsyncGuardClient",
     "CallCancelledError",
     "Classification",
+    "ClassificationStream",
     "DeadlineExceededError",
     "Delta",
     "FieldViolation",
@@ -61,7 +73,10 @@ __all__ = [
     "ServerBusyError",
     "ServerFailedError",
     "ServerUnavailableError",
+    "StreamOptions",
+    "StreamProgress",
     "Timings",
+    "UnsafeTextError",
     "UnsupportedByServerError",
     "Usage",
     "tls_credentials",

@@ -12,11 +12,21 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from guard.client import convert
+from guard.client.aio_stream import AsyncClassificationStream, Deltas
 from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_aio_channel
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
-from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo, PolicyInfo
+from guard.client.results import (
+    Classification,
+    Delta,
+    GenerationOptions,
+    GenerationResult,
+    ModelInfo,
+    PolicyInfo,
+    StreamOptions,
+)
+from guard.conversation import Target
 from guard.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -92,6 +102,58 @@ class AsyncGuardClient:
         with typed_errors():
             response = await self._moderation.BatchClassify(request, timeout=self._deadline(timeout_s))
         return convert.read_batch(response, len(request.requests))
+
+    def stream_classify(
+        self,
+        messages: Text,
+        deltas: Deltas,
+        *,
+        target: Target = Target.RESPONSE,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
+        options: StreamOptions | None = None,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncClassificationStream:
+        """Judge the message after ``messages`` while ``deltas`` bring it, in whatever pieces.
+
+        ``timeout_s`` is the deadline of the whole stream.
+        """
+        how = options or StreamOptions()
+        start = convert.stream_start(messages, target, policy, policy_name, how, model, request_id)
+        call = self._moderation.StreamClassify(timeout=self._deadline(timeout_s))
+        return AsyncClassificationStream(call, start, deltas)
+
+    def moderated(
+        self,
+        messages: Text,
+        deltas: Deltas,
+        *,
+        target: Target = Target.RESPONSE,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
+        options: StreamOptions | None = None,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[str]:
+        """``deltas``, less what may not be shown: text is held back until it was judged.
+
+        Raises UnsafeTextError where the rest is unsafe, after all that may be shown.
+        """
+        stream = self.stream_classify(
+            messages,
+            deltas,
+            target=target,
+            policy=policy,
+            policy_name=policy_name,
+            options=options,
+            model=model,
+            request_id=request_id,
+            timeout_s=timeout_s,
+        )
+        return stream.released()
 
     async def generate(
         self,

@@ -22,6 +22,8 @@ from guard.client.results import (
     ModelInfo,
     ModelState,
     ModelTask,
+    StreamOptions,
+    StreamProgress,
     Timings,
     Usage,
 )
@@ -47,6 +49,7 @@ _TARGETS: Mapping[int, Target] = {
     moderation_pb2.TARGET_PROMPT: Target.PROMPT,
     moderation_pb2.TARGET_RESPONSE: Target.RESPONSE,
 }
+_TARGET_NUMBERS = {Target.PROMPT: moderation_pb2.TARGET_PROMPT, Target.RESPONSE: moderation_pb2.TARGET_RESPONSE}
 _VIEWS: Mapping[int, ViewKind] = {
     moderation_pb2.TEXT_VIEW_RAW: ViewKind.RAW,
     moderation_pb2.TEXT_VIEW_NORMALIZED: ViewKind.NORMALIZED,
@@ -85,6 +88,31 @@ def batch_request(
     return moderation_pb2.BatchClassifyRequest(request_id=request_id, requests=items)
 
 
+def stream_start(
+    text: Text,
+    target: Target,
+    policy: PolicyFields | None,
+    policy_name: str,
+    options: StreamOptions,
+    model: str,
+    request_id: str,
+) -> moderation_pb2.StreamClassifyRequest:
+    """``text`` is what was said before the text that is being written."""
+    start = moderation_pb2.StreamClassifyStart(
+        request_id=request_id,
+        messages=_messages(text),
+        target=_TARGET_NUMBERS[target],
+        policy=None if policy is None else policy_message(policy),
+        policy_name=policy_name,
+        model=model,
+        check_every_tokens=options.check_every_tokens,
+        at_sentence_ends=options.at_sentence_ends,
+    )
+    if options.check_at_latest_after_s is not None:
+        start.check_at_latest_after.FromNanoseconds(round(options.check_at_latest_after_s * 1e9))
+    return moderation_pb2.StreamClassifyRequest(start=start)
+
+
 def generate_request(
     text: Text, options: GenerationOptions, model: str, request_id: str
 ) -> generation_pb2.GenerateRequest:
@@ -113,20 +141,14 @@ def stream_generate_request(
 def read_classification(response: moderation_pb2.ClassifyResponse) -> Classification:
     """Raises NoAnswerError unless the response holds a verdict, what to do, and a score between 0 and 1."""
     exact = response.mode == moderation_pb2.CLASSIFICATION_MODE_EXACT
-    verdict = known(_VERDICTS, response.verdict, "verdict")
-    action = read_action(response.action)
-    if (verdict is Verdict.SAFE) is not (action is Action.ALLOW):
-        raise NoAnswerError("the server's verdict and action contradict each other")
+    verdict, action = _verdict_and_action(response)
     return Classification(
         request_id=response.request_id,
         model=response.model,
         target=known(_TARGETS, response.target, "target"),
         verdict=verdict,
         unsafe_score=_probability(response.unsafe_score, "unsafe_score"),
-        categories=tuple(
-            CategoryScore(item.code, item.name, _probability(item.score, "categories.score"), item.flagged)
-            for item in response.categories
-        ),
+        categories=_categories(response.categories),
         action=action,
         decided_by=read_decided_by(response.decided_by),
         matched_entry=response.matched_entry or None,
@@ -134,11 +156,28 @@ def read_classification(response: moderation_pb2.ClassifyResponse) -> Classifica
         mode="exact" if exact else "one_pass",
         forged_delimiters=moderation_pb2.INPUT_SIGNAL_FORGED_DELIMITER in response.signals,
         view=_VIEWS.get(response.view),
-        window=Window(response.window.start, response.window.end, response.window.index, response.window.count),
+        window=_window(response.window),
         passes=response.passes,
         context_messages_left_out=response.context_messages_left_out,
         usage=_usage(response.usage),
         timings=_timings(response.timings),
+    )
+
+
+def read_progress(progress: moderation_pb2.StreamClassifyProgress, text: str) -> StreamProgress:
+    """``text`` is what it released. Raises NoAnswerError unless it holds a verdict, what to do, and a score."""
+    verdict, action = _verdict_and_action(progress)
+    return StreamProgress(
+        text=text,
+        verdict=verdict,
+        action=action,
+        unsafe_score=_probability(progress.unsafe_score, "unsafe_score"),
+        categories=_categories(progress.categories),
+        released_bytes=progress.released_bytes,
+        judged_bytes=progress.judged_bytes,
+        view=_VIEWS.get(progress.view),
+        window=_window(progress.window),
+        checks=progress.checks,
     )
 
 
@@ -236,6 +275,27 @@ def _probability(value: float, field: str) -> float:
     if not 0.0 <= value <= 1.0:  # also false for NaN
         raise NoAnswerError(f"the server's {field} is not between 0 and 1")
     return value
+
+
+def _verdict_and_action(
+    answer: moderation_pb2.ClassifyResponse | moderation_pb2.StreamClassifyProgress,
+) -> tuple[Verdict, Action]:
+    verdict = known(_VERDICTS, answer.verdict, "verdict")
+    action = read_action(answer.action)
+    if (verdict is Verdict.SAFE) is not (action is Action.ALLOW):
+        raise NoAnswerError("the server's verdict and action contradict each other")
+    return verdict, action
+
+
+def _categories(categories: Iterable[moderation_pb2.CategoryScore]) -> tuple[CategoryScore, ...]:
+    return tuple(
+        CategoryScore(item.code, item.name, _probability(item.score, "categories.score"), item.flagged)
+        for item in categories
+    )
+
+
+def _window(window: moderation_pb2.TextWindow) -> Window:
+    return Window(window.start, window.end, window.index, window.count)
 
 
 def _usage(usage: moderation_pb2.Usage) -> Usage:

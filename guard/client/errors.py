@@ -11,6 +11,8 @@ GuardClientError                    code, reason, field_violations, retry_after_
 ├── CallCancelledError              CANCELLED
 ├── ServerFailedError               INTERNAL, UNKNOWN and every other code
 └── NoAnswerError                   the call succeeded but its answer cannot be read (no verdict, a cut-off stream)
+
+UnsafeTextError is no failure of a call: the text that ``moderated`` was given may not be shown.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from guard.client.results import Classification
 from guard.errors import GuardError
 from guard.v1 import moderation_pb2
+from guard.verdict import CategoryScore
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
@@ -108,6 +112,22 @@ class NoAnswerError(GuardClientError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code=grpc.StatusCode.UNKNOWN, reason="NO_ANSWER")
+
+
+class UnsafeTextError(GuardError):
+    """The rest of a text that is being written may not be shown."""
+
+    reason = "UNSAFE_TEXT"
+
+    def __init__(self, judgement: Classification) -> None:
+        self.judgement = judgement
+        named = ", ".join(f"{found.code} {found.name}" for found in self.categories)
+        super().__init__(f"the text is unsafe{f': {named}' if named else ''}")
+
+    @property
+    def categories(self) -> tuple[CategoryScore, ...]:
+        """The flagged ones; none when the policy's deny list decided."""
+        return tuple(found for found in self.judgement.categories if found.flagged)
 
 
 _CLASSES: dict[grpc.StatusCode, type[GuardClientError]] = {

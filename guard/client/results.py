@@ -80,6 +80,38 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class StreamOptions:
+    """How often a text that is being written is judged; what is None is left to the server. Limits: moderation.proto.
+
+    Every so many tokens, at the ends of sentences instead, and also when text has waited so many seconds.
+    """
+
+    check_every_tokens: int | None = None
+    at_sentence_ends: bool = False
+    check_at_latest_after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class StreamProgress:
+    """One check of a text that is being written. ``text`` is what it released, beyond what was released before.
+
+    ``categories`` are the flagged ones; ``window`` is what the model read, in characters of the whole text; ``checks``
+    counts them, this one included. After ``Action.BLOCK`` nothing more is released.
+    """
+
+    text: str
+    verdict: Verdict
+    action: Action
+    unsafe_score: float
+    categories: tuple[CategoryScore, ...]
+    released_bytes: int
+    judged_bytes: int
+    view: ViewKind | None
+    window: Window
+    checks: int
+
+
+@dataclass(frozen=True)
 class GenerationOptions:
     """What is None is left to the server: its ``max_tokens``, the checkpoint's sampling. Limits: generation.proto."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -15,7 +15,17 @@ from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_c
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
-from guard.client.results import Classification, Delta, GenerationOptions, GenerationResult, ModelInfo, PolicyInfo
+from guard.client.results import (
+    Classification,
+    Delta,
+    GenerationOptions,
+    GenerationResult,
+    ModelInfo,
+    PolicyInfo,
+    StreamOptions,
+)
+from guard.client.stream import Call, ClassificationStream
+from guard.conversation import Target
 from guard.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -92,6 +102,62 @@ class GuardClient:
         with typed_errors():
             response = self._moderation.BatchClassify(request, timeout=self._deadline(timeout_s))
         return convert.read_batch(response, len(request.requests))
+
+    def stream_classify(
+        self,
+        messages: Text,
+        deltas: Iterable[str],
+        *,
+        target: Target = Target.RESPONSE,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
+        options: StreamOptions | None = None,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> ClassificationStream:
+        """Judge the message after ``messages`` while ``deltas`` bring it, in whatever pieces.
+
+        ``timeout_s`` is the deadline of the whole stream.
+        """
+        how = options or StreamOptions()
+        start = convert.stream_start(messages, target, policy, policy_name, how, model, request_id)
+
+        def connect(steps: Iterator[moderation_pb2.StreamClassifyRequest]) -> Call:
+            call: Call = self._moderation.StreamClassify(steps, timeout=self._deadline(timeout_s))
+            return call
+
+        return ClassificationStream(connect, start, deltas)
+
+    def moderated(
+        self,
+        messages: Text,
+        deltas: Iterable[str],
+        *,
+        target: Target = Target.RESPONSE,
+        policy: PolicyFields | None = None,
+        policy_name: str = "",
+        options: StreamOptions | None = None,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> Iterator[str]:
+        """``deltas``, less what may not be shown: text is held back until it was judged.
+
+        Raises UnsafeTextError where the rest is unsafe, after all that may be shown.
+        """
+        stream = self.stream_classify(
+            messages,
+            deltas,
+            target=target,
+            policy=policy,
+            policy_name=policy_name,
+            options=options,
+            model=model,
+            request_id=request_id,
+            timeout_s=timeout_s,
+        )
+        return stream.released()
 
     def generate(
         self,

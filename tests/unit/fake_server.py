@@ -109,6 +109,15 @@ class _Moderation(moderation_pb2_grpc.ModerationServiceServicer):
     def BatchClassify(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._server.handle("BatchClassify", request, context)
 
+    def StreamClassify(self, requests: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        def noted() -> Iterator[Any]:
+            for request in requests:
+                self._server.calls.append(("StreamClassify", request))
+                yield request
+
+        context.send_initial_metadata(())
+        yield from self._server.handlers["StreamClassify"](noted(), context)
+
     def ListPolicies(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         return self._server.handle("ListPolicies", request, context)
 

@@ -13,9 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from guard.client import (
+    AsyncClassificationStream,
     AsyncGenerationStream,
     AsyncGuardClient,
     Classification,
+    ClassificationStream,
     Delta,
     GenerationStream,
     GuardClient,
@@ -41,7 +43,12 @@ async def client(server: FakeServer) -> AsyncIterator[AsyncGuardClient]:
 
 
 @pytest.mark.parametrize(
-    ("blocking", "awaited"), [(GuardClient, AsyncGuardClient), (GenerationStream, AsyncGenerationStream)]
+    ("blocking", "awaited"),
+    [
+        (GuardClient, AsyncGuardClient),
+        (GenerationStream, AsyncGenerationStream),
+        (ClassificationStream, AsyncClassificationStream),
+    ],
 )
 def test_both_clients_have_the_same_methods(blocking: type, awaited: type) -> None:
     def signatures(kind: type) -> dict[str, list[str]]:

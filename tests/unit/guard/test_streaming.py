@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import wait
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,16 +15,18 @@ from hypothesis import strategies as st
 from guard.classifier import Classifier, ClassifyTask
 from guard.conversation import Conversation, Message, Role, Target
 from guard.cutter import TextCutter
+from guard.engine.kv_cache import Float32
 from guard.engine.settings import EngineSettings
-from guard.errors import InvalidInputError, OverloadedError
-from guard.policy import Policy
+from guard.errors import CancelledError, InputTooLongError, InvalidInputError, OverloadedError
+from guard.phrases import Phrase, PhraseList
+from guard.policy import Policy, PolicyAction
 from guard.scan import ScanLimits
 from guard.streaming import Check, StreamTask
 from guard.testing import TINY_SHAPE, FakeRunner
 from guard.tokenizer import Tokenizer
-from guard.verdict import Judgement, Verdict
+from guard.verdict import Action, DecidedBy, Judgement, Verdict
 
-from .scripted import BAD_WORD, started
+from .scripted import BAD_WORD, answers, started
 
 QUESTION = Message(Role.USER, "Tell me a story")
 LIMITS = ScanLimits(window=120, overlap=30, context=200)
@@ -142,6 +147,80 @@ def test_memory_is_held_and_given_back(tmp_path: Path) -> None:
         assert ticket.future.result(10).reading.verdict is Verdict.SAFE
         session.close()
         assert waiting.future.result(10).verdict is Verdict.SAFE
+        assert classifier.engine.kv_bytes_in_use == 0
+
+
+def check_all(classifier: Classifier, text: str, policy: Policy) -> tuple[list[Check], Judgement]:
+    """Every check of the whole text, whatever they say."""
+    session = classifier.stream(StreamTask((QUESTION,), Target.RESPONSE, policy, every_tokens=8))
+    checks = []
+    session.add(text)
+    while (ticket := session.next_check() or session.check_rest()) is not None:
+        checks.append(ticket.future.result(10))
+    session.close()
+    return checks, session.result()
+
+
+def test_shadow_mode_reports_and_releases(guard: tuple[Classifier, FakeRunner]) -> None:
+    text = f"all is well so far, then {BAD_WORD} and more is said"
+    checks, judgement = check_all(guard[0], text, Policy(action=PolicyAction.SHADOW))
+    assert judgement.verdict is Verdict.UNSAFE
+    assert {check.action for check in checks} == {Action.ALLOW, Action.REPORT}
+    assert [check.released for check in checks] == [check.judged for check in checks]
+    assert checks[-1].released == len(text)
+
+
+@pytest.mark.parametrize("action", PolicyAction)
+def test_the_deny_list_is_searched_at_every_check(guard: tuple[Classifier, FakeRunner], action: PolicyAction) -> None:
+    classifier, _ = guard
+    policy = Policy(deny=PhraseList((Phrase("Project Bluebird", name="codename"),)), action=action)
+    checks, judgement = check_all(classifier, "They call it project \n bluebird, and they say so.", policy)
+    assert judgement.verdict is Verdict.UNSAFE
+    assert (judgement.decided_by, judgement.matched_entry) == (DecidedBy.DENY_LIST, "codename")
+    blocked = [check for check in checks if check.matched_entry == "codename"]
+    assert blocked
+    assert all(check.reading.prompt_tokens == 0 for check in blocked)
+    assert (checks[-1].released == checks[-1].judged) == (action is PolicyAction.SHADOW)
+
+
+def test_a_text_over_the_limit_is_refused(tmp_path: Path) -> None:
+    with started(tmp_path / "bundle", limits=ScanLimits(window=120, overlap=30, context=200, text=200)) as (guard, _):
+        with pytest.raises(InputTooLongError, match="the limit is 200"):
+            check_all(guard, "word " * 50, Policy())
+        assert check_all(guard, "word " * 40, Policy())[1].verdict is Verdict.SAFE
+
+
+def test_a_reading_that_is_too_long_is_refused(guard: tuple[Classifier, FakeRunner]) -> None:
+    """Failure test 11: U+FDFA is one character of three bytes, and a whole sentence when it is normalized."""
+    with pytest.raises(InputTooLongError, match="text: "):
+        check_all(guard[0], "\ufdfa" * 1000, Policy())
+
+
+def test_close_stops_a_check_and_gives_its_memory_back_after_it(tmp_path: Path) -> None:
+    """Failure test 4."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def answer(seen: tuple[int, ...]) -> Float32:
+        entered.set()
+        go_on.wait(5)
+        return answers(seen)
+
+    with started(tmp_path / "bundle", answer) as (classifier, _):
+        session = classifier.stream(StreamTask((QUESTION,), Target.RESPONSE, Policy()))
+        session.add("Once upon a time")
+        ticket = session.check_rest()
+        assert ticket is not None
+        assert entered.wait(5)
+        session.close()
+        session.close()  # harmless
+        assert classifier.engine.kv_bytes_in_use > 0  # the check still uses it
+        go_on.set()
+        wait([ticket.future], 5)
+        for _ in range(500):  # the future is done a moment before its callbacks
+            time.sleep(0.01 if classifier.engine.kv_bytes_in_use else 0)
+        session.add("and so on")
+        with pytest.raises(CancelledError):
+            session.check_rest()
         assert classifier.engine.kv_bytes_in_use == 0
 
 
