@@ -21,6 +21,9 @@ import torch
 import torch.multiprocessing
 
 from export.checkpoint import open_checkpoint
+from export.checkpoint.adapter import HEAD_FILE, LORA_FILE
+from export.checkpoint.files import FileReader
+from export.checkpoint.safetensors import SafetensorsFile
 from guard.conversation import Target
 from training.adapter_files import write_guard, write_lora
 from training.data import Row, capped, hand_written_rows, read_rows, refusal_rows
@@ -63,6 +66,15 @@ class Trainer:
                 loss, gradients = self._gradients(batch)
                 tokens = sum(len(example.token_ids) for example in batch)
                 self.adam.update(gradients, rows=len(batch), tokens=tokens, loss=loss)
+
+    def resume(self, directory: Path) -> None:
+        """Start from an adapter that this command wrote; raises CheckpointError when it does not fit the recipe."""
+        reader = FileReader(directory)
+        tensors = SafetensorsFile(reader.open(LORA_FILE))
+        for name, pair in self.lora.pairs.items():
+            for part, parameter in zip("AB", pair, strict=True):
+                parameter.data.copy_(torch.from_numpy(tensors.read(f"base_model.model.{name}.lora_{part}.weight")))
+        self.head.data.copy_(torch.from_numpy(SafetensorsFile(reader.open(HEAD_FILE)).read("weight")))
 
     def save(self, directory: Path, base: str) -> None:
         """Write the adapter as it is now."""
@@ -131,9 +143,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the adapter's directory")
     parser.add_argument("--minutes", type=float, default=recipe.minutes, help="wall-clock time (default %(default)s)")
     parser.add_argument("--workers", type=int, default=recipe.workers, help="processes (default %(default)s)")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="start from this adapter")
+    parser.add_argument("--learning-rate", type=float, default=recipe.learning_rate, help="(default %(default)s)")
+    parser.add_argument("--seed", type=int, default=recipe.seed, help="of rows and weights (default %(default)s)")
+    parser.add_argument(
+        "--hand-written-repeats",
+        type=int,
+        default=recipe.hand_written_repeats,
+        help="how often a round has the project's own texts (default %(default)s)",
+    )
     args = parser.parse_args()
-    recipe = replace(recipe, minutes=args.minutes, workers=args.workers)
+    recipe = replace(
+        recipe,
+        minutes=args.minutes,
+        workers=args.workers,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+        hand_written_repeats=args.hand_written_repeats,
+    )
     trainer = Trainer(args.checkpoint, training_rows(args.data, recipe), recipe)
+    if args.resume is not None:
+        trainer.resume(args.resume)
     trainer.adam.start()
     context = torch.multiprocessing.get_context("fork")  # the frozen weights are shared, not copied
     workers = [context.Process(target=trainer.work, args=(index,)) for index in range(recipe.workers)]
