@@ -160,8 +160,9 @@ def document(result: Result) -> str:
 
 A text is judged every {result.every_tokens} tokens while it is being written. Streamed: the KV cache keeps policy,
 conversation and text, so a check computes the new tokens and the prompt's closing. Again: Classify on the whole text at
-the same places; only the fixed start of the prompt is reused. {result.model} on {result.cpu}. Token counts are exact;
-seconds depend on the machine and on what else it does.
+the same places; only the fixed start of the prompt is reused.
+
+{result.model} on {result.cpu}. Token counts are exact; seconds depend on the machine and on what else it does.
 
 ![tokens computed and seconds by length of the text](stream_cost.svg)
 

@@ -1,18 +1,23 @@
 """Judge a prompt or a response with a running server.
 
+With --stream, the text comes on standard input while it is being written, and goes to standard output as soon as it was
+judged. Where the rest is unsafe the output ends, and standard error says why.
+
 exit status: 0 safe, 3 unsafe, 1 no verdict (the reason is on stderr), 2 wrong options. Only 0 means safe.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from guard.cli.connection import add_connection_options, connect
-from guard.cli.messages import read_context, read_text
+from guard.cli.messages import read_context, read_pieces, read_text
 from guard.cli.output import add_json_option, milliseconds, to_json
-from guard.client import Classification
-from guard.conversation import Message, Role
+from guard.client import Classification, StreamOptions, UnsafeTextError
+from guard.conversation import Message, Role, Target
+from guard.errors import InvalidInputError
 from guard.normalize import ViewKind
 from guard.policy import PolicyChanges
 from guard.verdict import Action, DecidedBy, Verdict
@@ -23,7 +28,15 @@ _LISTS = {DecidedBy.DENY_LIST: "deny list", DecidedBy.ALLOW_LIST: "allow list"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("text", metavar="TEXT", help="the message to judge; - reads standard input")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("text", nargs="?", metavar="TEXT", help="the message to judge; - reads standard input")
+    source.add_argument("--stream", action="store_true", help="pass standard input on as it is judged")
+    every = parser.add_mutually_exclusive_group()
+    every.add_argument("--every", type=int, metavar="N", help="with --stream: judge every N tokens (the server's: 64)")
+    every.add_argument("--sentences", action="store_true", help="with --stream: judge at the ends of sentences")
+    parser.add_argument(
+        "--within", type=float, metavar="S", help="with --stream: judge what has waited S seconds, wherever it ends"
+    )
     parser.add_argument(
         "--role",
         choices=("user", "assistant"),
@@ -48,12 +61,45 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judges, prints, and returns the exit status."""
-    messages = [*read_context(args.context), Message(Role(args.role), read_text(args.text))]
     policy = PolicyChanges(threshold=args.threshold, excluded_categories=frozenset(args.exclude) or None)
+    result = _stream(args, policy) if args.stream else _classify(args, policy)
+    return EXIT_UNSAFE if result.verdict is Verdict.UNSAFE else 0
+
+
+def _classify(args: argparse.Namespace, policy: PolicyChanges) -> Classification:
+    if args.every is not None or args.sentences or args.within is not None:
+        raise InvalidInputError("--every, --sentences, --within", "only with --stream")
+    messages = [*read_context(args.context), Message(Role(args.role), read_text(args.text))]
     with connect(args) as client:
         result = client.classify(messages, policy=policy, policy_name=args.policy, exact=args.exact, model=args.model)
     print(to_json(result) if args.json else _describe(result))
-    return EXIT_UNSAFE if result.verdict is Verdict.UNSAFE else 0
+    return result
+
+
+def _stream(args: argparse.Namespace, policy: PolicyChanges) -> Classification:
+    """Prints what is released; with ``--json``, the judgement alone."""
+    if args.exact:
+        raise InvalidInputError("--exact", "a text that is being written is judged in one pass a check")
+    with connect(args) as client:
+        stream = client.stream_classify(
+            read_context(args.context),
+            read_pieces(),
+            target=Target.PROMPT if args.role == "user" else Target.RESPONSE,
+            policy=policy,
+            policy_name=args.policy,
+            options=StreamOptions(args.every, args.sentences, args.within),
+            model=args.model,
+        )
+        try:
+            for text in stream.released():
+                if not args.json:
+                    print(text, end="", flush=True)
+        except UnsafeTextError as error:
+            print(f"\nguard classify: stopped: {error}", file=sys.stderr)
+        result = stream.result()
+    if args.json:
+        print(to_json(result))
+    return result
 
 
 def _describe(result: Classification) -> str:

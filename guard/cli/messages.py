@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from guard.conversation import Message, Role
 from guard.errors import InvalidInputError
 
+_PIECE_BYTES = 64 << 10
+
 
 def read_text(argument: str) -> str:
     """The argument itself; ``-`` reads standard input."""
     return sys.stdin.read() if argument == "-" else argument
+
+
+def read_pieces() -> Iterator[str]:
+    """Standard input as it arrives, cut between characters. Raises InvalidInputError when it is not UTF-8.
+
+    Read past Python's buffer: a thread that waits in it would keep the process from ending.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        while data := os.read(sys.stdin.fileno(), _PIECE_BYTES):
+            if text := decoder.decode(data):
+                yield text
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise InvalidInputError("text", "expected UTF-8") from None
 
 
 def read_context(path: Path | None) -> list[Message]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ from guard.conversation import Message, Role
 from guard.errors import InvalidInputError
 from guard.v1 import generation_pb2, moderation_pb2
 from tests.unit.fake_server import FakeServer, failing, judged, running
+from tests.unit.streamed import blocked, progress, releasing_all, unsafe_result
 
 
 @pytest.fixture
@@ -268,3 +270,101 @@ def test_a_wrong_context_file_is_refused_by_field_and_never_quoted(tmp_path: Pat
         read_context(path)
     assert error.value.field == field
     assert "canary" not in str(error.value)
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Iterator[BinaryIO]:
+    """What is written here arrives on standard input."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdin, os.fdopen(writing, "wb", buffering=0) as pipe:
+        monkeypatch.setattr("sys.stdin", stdin)
+        yield pipe
+
+
+def test_a_stream_passes_on_what_was_judged(
+    server: FakeServer, piped: BinaryIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.handlers["StreamClassify"] = releasing_all()
+    piped.write("Once upon été 🙂\n".encode())
+    piped.close()
+    options = ["--role", "assistant", "--every", "16", "--within", "0.5", "--threshold", "0.7"]
+    assert main(["classify", "--address", server.address, "--stream", *options]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("Once upon été 🙂\n", "")
+    start = server.requests("StreamClassify")[0].start
+    assert start.target == moderation_pb2.TARGET_RESPONSE
+    assert (start.check_every_tokens, start.check_at_latest_after.ToMilliseconds()) == (16, 500)
+    assert start.policy.threshold == 0.7
+
+
+def test_a_stream_stops_before_what_is_unsafe(
+    server: FakeServer, piped: BinaryIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And while whoever writes it goes on: the pipe stays open."""
+
+    def after_two_pieces(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        next(requests)
+        size = len(next(requests).text.encode())
+        yield progress(size)
+        piped.write(b"a bomb ")
+        yield from [blocked(size, size + len(next(requests).text)), unsafe_result()]
+
+    server.handlers["StreamClassify"] = after_two_pieces
+    piped.write(b"Once upon a time ")
+    assert main(["classify", "--address", server.address, "--stream", "--sentences"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "Once upon a time "
+    assert "S2 Non-Violent Crimes" in err
+    assert "bomb" not in out + err
+    assert server.requests("StreamClassify")[0].start.at_sentence_ends
+
+
+def test_a_stream_as_json(server: FakeServer, piped: BinaryIO, capsys: pytest.CaptureFixture[str]) -> None:
+    server.handlers["StreamClassify"] = releasing_all()
+    piped.write(b"a bomb")
+    piped.close()
+    assert main(["classify", "--address", server.address, "--stream", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["verdict"] == "unsafe"
+
+
+def test_a_stream_that_fails_exits_1(server: FakeServer, piped: BinaryIO, capsys: pytest.CaptureFixture[str]) -> None:
+    def cut_off(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        list(requests)
+        yield progress(4)
+
+    server.handlers["StreamClassify"] = cut_off
+    piped.write(b"Once upon")
+    piped.close()
+    assert main(["classify", "--address", server.address, "--stream"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "Once"
+    assert "without a result" in err
+
+
+def test_a_stream_that_is_not_utf8(server: FakeServer, piped: BinaryIO, capsys: pytest.CaptureFixture[str]) -> None:
+    server.handlers["StreamClassify"] = releasing_all()
+    piped.write(b"\xff\xfe")
+    piped.close()
+    assert main(["classify", "--address", server.address, "--stream"]) == 1
+    assert "expected UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--stream", "text"], [], ["--stream", "--every", "8", "--sentences"]], ids=["text", "none", "both"]
+)
+def test_wrong_options_of_a_stream(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["classify", *arguments])
+    assert ended.value.code == 2
+
+
+def test_options_of_a_stream_need_one(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["--every", "8"], ["--sentences"], ["--within", "1"]):
+        assert main(["classify", "--address", server.address, *option, "text"]) == 1
+        assert "only with --stream" in capsys.readouterr().err
+    assert not server.calls
+
+
+def test_a_stream_is_not_exact(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", "--address", server.address, "--stream", "--exact"]) == 1
+    assert "--exact" in capsys.readouterr().err
