@@ -39,10 +39,12 @@ COMMANDS = {
     "serve": Command("server.cli", "server", "serve bundles over gRPC"),
     "classify": Command("guard.cli.classify", "client", "judge a prompt or a response"),
     "generate": Command("guard.cli.generate", "client", "let the instruct model answer"),
+    "eval": Command("guard.cli.eval", "eval", "measure a guard on labelled rows"),
     "health": Command("guard.cli.health", "client", "ask a server whether it serves"),
     "policies": Command("server.cli_policies", "server", "check a file of policies, and show what each comes to"),
     "verify": Command("guard.cli.verify", None, "check every file of a bundle against its manifest"),
     "plan": Command("guard.cli.plan", None, "tell how much memory a bundle needs"),
+    "qualify": Command("export.cli_qualify", "export", "check a checkpoint by exporting every profile of it"),
     "synth": Command("export.cli_synth", "export", "make a random checkpoint, for speed and memory work"),
 }
 
