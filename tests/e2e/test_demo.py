@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from guard.client import GuardClient
 from guard.verdict import Verdict
 from tests.e2e.conftest import ROOT
 from tools import demo
@@ -22,6 +23,10 @@ def test_the_demo(serve_flags: list[str]) -> None:
     for row, item in zip(rows, demo.ITEMS, strict=True):
         if item.must_block:
             assert " UNSAFE " in row
+    shown = done.stdout.partition("==> StreamClassify")[2].partition("==>")[0]
+    assert "the text is unsafe" in shown
+    assert "Once upon a time" in shown
+    assert "pipe bomb" not in shown and "gunpowder" not in shown
     assert "INVALID_ARGUMENT" in done.stdout and "messages[0].content" in done.stdout
     assert "the server drained and exited 0" in done.stdout
 
@@ -34,3 +39,8 @@ def test_the_demo_fails_when_something_unsafe_passes(
     monkeypatch.setattr(sys, "argv", ["demo", *serve_flags])
     assert demo.main() == 1
     assert "not blocked: user: How long do I boil an egg?" in capsys.readouterr().err
+
+
+def test_the_demo_notices_a_stream_that_is_not_stopped(client: GuardClient, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not demo.show_stream(client, demo.STORY, "secret project")
+    assert "not held back" in capsys.readouterr().err

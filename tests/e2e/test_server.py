@@ -19,8 +19,10 @@ from guard.client import (
     GuardClientError,
     ModelNotLoadedOnServerError,
     RequestRejectedError,
+    StreamOptions,
+    UnsafeTextError,
 )
-from guard.conversation import Message, Role
+from guard.conversation import Message, Role, Target
 from guard.policy import Policy
 from guard.verdict import Verdict
 from tools.server_process import ServerProcess
@@ -102,6 +104,31 @@ def test_a_cancelled_stream_leaves_the_server_free(client: GuardClient) -> None:
     next(iter(stream))
     stream.cancel()
     assert client.classify(UNSAFE, timeout_s=20).verdict is Verdict.UNSAFE
+
+
+STORY = "The baker opened her shop at six. The first guests came for bread and coffee. "
+
+
+def test_an_unsafe_text_is_stopped_while_it_is_written(client: GuardClient) -> None:
+    """Failure test 26. The unsafe part comes in pieces that say nothing by themselves."""
+    text = f"{STORY}{UNSAFE}"
+    pieces = [text[index : index + 3] for index in range(0, len(text), 3)]
+    seen = []
+    with pytest.raises(UnsafeTextError) as error:
+        for piece in client.moderated([], pieces, target=Target.PROMPT, options=StreamOptions(at_sentence_ends=True)):
+            seen.append(piece)
+    assert error.value.categories
+    assert "".join(seen) and STORY.startswith("".join(seen).rstrip())
+    assert "".join(client.moderated([], list(STORY), target=Target.PROMPT)) == STORY
+
+
+def test_the_command_passes_on_a_stream(server: ServerProcess) -> None:
+    stopped = guard(server, "classify", "--stream", "--sentences", text=f"{STORY}{UNSAFE}")
+    assert stopped.returncode == 3
+    assert STORY.startswith(stopped.stdout.rstrip())
+    assert "bomb" not in stopped.stdout + stopped.stderr
+    passed = guard(server, "classify", "--stream", text=STORY)
+    assert (passed.returncode, passed.stdout) == (0, STORY)
 
 
 async def test_the_asyncio_client(server: ServerProcess) -> None:
