@@ -17,7 +17,7 @@ from pathlib import Path
 from export.progress import ProgressLines
 from export.qualify import Line, QualifyRequest, qualify
 from export.qualify.published import published_scores
-from export.qualify.qualify import PROFILES
+from export.qualify.run import PROFILES
 from guard.cli import EXIT_FAILED
 from guard.cli.columns import add_column_options, columns_of
 from guard.cli.output import add_json_option

@@ -1,6 +1,6 @@
 """``guard qualify``: what exporting a checkpoint can say about it, one line with PASS or FAIL each."""
 
 from export.qualify.lines import Line
-from export.qualify.qualify import Qualification, QualifyRequest, qualify
+from export.qualify.run import Qualification, QualifyRequest, qualify
 
 __all__ = ["Line", "Qualification", "QualifyRequest", "qualify"]
