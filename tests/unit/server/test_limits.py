@@ -48,3 +48,17 @@ def test_never_above_the_limits_and_empty_at_the_end(steps: list[tuple[int, bool
     for stack in inside:
         stack.close()
     assert (gate.requests, gate.bytes) == (0, 0)
+
+
+def test_a_permit_grows_with_what_a_stream_sends() -> None:
+    gate = Gate(Limits(requests=2, bytes=100))
+    with gate.admit(10) as permit:
+        permit.add(60)
+        assert gate.bytes == permit.bytes == 70
+        with pytest.raises(OverloadedError):
+            permit.add(31)
+        with pytest.raises(OverloadedError), gate.admit(31):
+            pass
+        permit.add(30)
+        assert (gate.requests, gate.bytes) == (1, 100)
+    assert gate.requests == gate.bytes == 0

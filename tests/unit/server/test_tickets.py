@@ -108,3 +108,19 @@ async def test_large_requests_do_not_delay_small_ones(submitter: Submitter) -> N
     assert await asyncio.wait_for(submitter.submit(LARGE_BYTES, ticket), 1)
     free.set()
     await asyncio.gather(*large)
+
+
+async def test_what_comes_too_late_is_discarded(submitter: Submitter) -> None:
+    discarded: list[str] = []
+
+    def slow() -> str:
+        time.sleep(0.1)
+        return "session"
+
+    waiting = asyncio.ensure_future(submitter.run(0, slow, discarded.append))
+    await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.sleep(0.2)
+    assert discarded == ["session"]
+    assert await submitter.run(0, lambda: "kept", discarded.append) == "kept"
+    assert discarded == ["session"]
