@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from export.checkpoint.model import Checkpoint, Float32
 from export.reference import reference_logits
+from export.template_check import TODAY, template_variables
 from guard.bundle import Bundle
 from guard.bundle.guard_format import GuardFormat
 from guard.bundle.manifest import Parity
+from guard.chat_template import ChatTemplate
 from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.kv_cache import KvCache
 from guard.engine.prefill import prefill
@@ -53,8 +55,8 @@ CONVERSATIONS = (
 
 #: Logits compared at most, so that a 128k vocabulary stays within 64 MiB a side.
 _MAX_LOGITS = 1 << 24
-#: Tokens of each text that are used: more would make the reference of a 1B model slow.
-_TEXT_TOKENS = 64
+#: Tokens of each prompt that are used: more would make the reference of a 1B model slow.
+_TEXT_TOKENS = 96
 #: Positions compared at the end of a guard's prompt: the answer and the text right before it.
 _GUARD_POSITIONS = 24
 #: Odd prompts run in chunks of this many tokens, so that the graph is also checked with a past.
@@ -124,13 +126,18 @@ def kl_divergence(expected: Float32, actual: Float32) -> npt.NDArray[np.float64]
 
 
 def _text_cases(checkpoint: Checkpoint, tokenizer: Tokenizer) -> list[_Case]:
-    bos = () if checkpoint.tokens.bos is None else (checkpoint.tokens.bos,)
-    prompts = [
-        (*bos, *tokenizer.encode_text(text))[: min(_TEXT_TOKENS, checkpoint.spec.max_positions)] for text in TEXTS
-    ]
-    logits = sum(len(prompt) for prompt in prompts) * checkpoint.spec.vocab_size
-    stride = math.ceil(logits / _MAX_LOGITS)
-    return [_Case(prompt, tuple(range(len(prompt) - 1, -1, -stride))[::-1], None) for prompt in prompts]
+    """The texts as user messages: what a model never saw, such as bare text after a chat model's BOS, tells little."""
+    template = ChatTemplate(checkpoint.chat_template or "", template_variables(checkpoint))
+    limit = min(_TEXT_TOKENS, checkpoint.spec.max_positions)
+    prompts = []
+    for text in TEXTS:
+        segments = template.segments(Conversation((Message(Role.USER, text),)), TODAY)
+        prompts.append(tuple(tokenizer.encode(segments)[:limit]))
+    # The template's opening would be counted once for every text.
+    shared = next((index for index, tokens in enumerate(zip(*prompts, strict=False)) if len(set(tokens)) > 1), 0)
+    positions = sum(len(prompt) - shared for prompt in prompts)
+    stride = math.ceil(positions * checkpoint.spec.vocab_size / _MAX_LOGITS)
+    return [_Case(prompt, tuple(range(len(prompt) - 1, shared - 1, -stride))[::-1], None) for prompt in prompts]
 
 
 def _guard_cases(guard: GuardFormat, tokenizer: Tokenizer) -> list[_Case]:

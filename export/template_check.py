@@ -31,7 +31,8 @@ _CONTENTS = (
     "{{ not a template }} and {%- neither -%} this; 3 < 4 && 5 > 2",
     'for i in range(10): print(f"{i:>3}")  # 100%',
 )
-_TODAY = date(2024, 7, 26)
+#: The date for templates that print one.
+TODAY = date(2024, 7, 26)
 
 
 def check_template(checkpoint: Checkpoint, task: Task, guard_format: GuardFormat | None, tokenizer_path: Path) -> str:
@@ -46,7 +47,7 @@ def check_template(checkpoint: Checkpoint, task: Task, guard_format: GuardFormat
         raise CheckpointError("the checkpoint has no chat template, so the prompts cannot be checked")
     tokenizer = Tokenizer(tokenizer_path, checkpoint.tokens.control)
     plain = HfTokenizer.from_file(str(tokenizer_path))
-    render = _PlainTemplate(checkpoint.chat_template, _variables(checkpoint))
+    render = _PlainTemplate(checkpoint.chat_template, template_variables(checkpoint))
     if guard_format is not None:
         return _check_guard(guard_format, tokenizer, plain, render)
     return _check_instruct(checkpoint, tokenizer, plain, render)
@@ -70,8 +71,8 @@ class _PlainTemplate:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=True,
-                date_string=_TODAY.strftime("%d %b %Y"),
-                strftime_now=_TODAY.strftime,
+                date_string=TODAY.strftime("%d %b %Y"),
+                strftime_now=TODAY.strftime,
                 **self._variables,
             )
         except TemplateError:
@@ -108,7 +109,7 @@ def _check_answer_tokens(guard: GuardFormat, plain: HfTokenizer) -> None:
 
 
 def _check_instruct(checkpoint: Checkpoint, tokenizer: Tokenizer, plain: HfTokenizer, render: _PlainTemplate) -> str:
-    template = ChatTemplate(checkpoint.chat_template or "", _variables(checkpoint))
+    template = ChatTemplate(checkpoint.chat_template or "", template_variables(checkpoint))
     checked = 0
     for system in (False, True):
         for turns in range(1, len(_CONTENTS) + 1, 2):
@@ -119,7 +120,7 @@ def _check_instruct(checkpoint: Checkpoint, tokenizer: Tokenizer, plain: HfToken
                 continue
             where = f"conversation of {turns} turns{' after a system message' if system else ''}"
             try:
-                segments = template.segments(conversation, _TODAY)
+                segments = template.segments(conversation, TODAY)
             except UnsupportedError as error:
                 raise ParityError(f"{where}: {error}") from error
             ours = "".join(segment.text for segment in segments)
@@ -138,8 +139,8 @@ def _conversation(turns: int, system: bool = False) -> Conversation:
     return Conversation((*first, *messages))
 
 
-def _variables(checkpoint: Checkpoint) -> dict[str, Any]:
-    """As ``guard.generator`` passes them."""
+def template_variables(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a chat template may read beside the messages, as ``guard.generator`` passes it."""
     text = {token_id: token for token, token_id in checkpoint.tokens.control.items()}
     bos = "" if checkpoint.tokens.bos is None else text.get(checkpoint.tokens.bos, "")
     return {"bos_token": bos, "eos_token": text.get(min(checkpoint.tokens.stop), "")}
