@@ -15,8 +15,9 @@ UInt8 = npt.NDArray[np.uint8]
 SECOND_PLANE = 254
 #: Values worked on at a time (512 KiB), so that they stay in a core's cache in between.
 _CACHED = 1 << 17
-#: Fractions of a 4-bit block's largest magnitude tried as its clipping point; the least squared error wins.
-_CLIP_CANDIDATES = tuple(np.float32(step / 100) for step in range(100, 68, -4))
+#: Fractions of a 4-bit block's largest magnitude that code -8 may stand for; the least squared error wins. 8/7 is plain
+#: rounding to -7..7, the others use the lone extra code, and below 1 they clip.
+_CLIP_CANDIDATES = (np.float32(8 / 7), *(np.float32(step / 100) for step in range(100, 68, -4)))
 
 
 def quantize_rows(weight: Float32) -> tuple[Int8, Float32]:

@@ -123,7 +123,7 @@ def test_a_merged_adapter_goes_through_optimum_too(tmp_path: Path) -> None:
             "guard",
             "none",
             adapter=adapter,
-            exporter=exporter,  # type: ignore[arg-type]
+            exporter=exporter,
         )
         export_model(request)
         runners.append(load_runner(open_bundle(tmp_path / exporter), threads=2))
