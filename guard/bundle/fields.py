@@ -1,60 +1,60 @@
-"""Strict reading of JSON objects: every field is present, of its type, and nothing is left over."""
+"""Strict reading of JSON into dataclasses: every field is present, of its type, and nothing is left over."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from guard.errors import BundleError
 
 T = TypeVar("T")
 
 
-class Fields:
-    """Takes the fields of one JSON object one by one; ``finish`` refuses what nobody took."""
+def read_object(kind: type[T], value: Any, where: str) -> T:
+    """The JSON object ``value`` as the dataclass ``kind``, nested ones included; ``where`` is its path in messages.
 
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise BundleError(f"{where}: expected an object")
-        self._left: dict[str, Any] = dict(value)
-        self._where = where
-
-    def _pop(self, name: str) -> Any:
-        if name not in self._left:
-            raise BundleError(f"{self._where}.{name}: missing")
-        return self._left.pop(name)
-
-    def take(self, kind: type[T], name: str) -> T:
-        """The field ``name``, exactly of type ``kind`` (an int is accepted for float, a bool never for int)."""
-        return _checked(self._pop(name), kind, f"{self._where}.{name}")
-
-    def take_optional(self, kind: type[T], name: str) -> T | None:
-        """As ``take``, but null is allowed (the field itself must be there)."""
-        value = self._pop(name)
-        return None if value is None else _checked(value, kind, f"{self._where}.{name}")
-
-    def take_tuple(self, kind: type[T], name: str) -> tuple[T, ...]:
-        """A JSON array whose items all have type ``kind``."""
-        items = self.take(list, name)
-        return tuple(_checked(item, kind, f"{self._where}.{name}[{index}]") for index, item in enumerate(items))
-
-    def take_map(self, kind: type[T], name: str) -> dict[str, T]:
-        """A JSON object whose values all have type ``kind``."""
-        items = self.take(dict, name)
-        return {key: _checked(item, kind, f"{self._where}.{name}.{key}") for key, item in items.items()}
-
-    def take_object(self, name: str) -> dict[str, Any]:
-        """A nested JSON object, for a ``Fields`` of its own."""
-        return self.take(dict, name)
-
-    def finish(self) -> None:
-        """Raises BundleError when fields are left that nobody knows: a newer or a forged manifest is not half-read."""
-        if self._left:
-            raise BundleError(f"{self._where}: unknown field {sorted(self._left)[0]!r}")
+    Field types may be str, int, float, bool, other dataclasses, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Literal`` and
+    ``X | None``. Raises BundleError naming the field that is missing, unknown (a newer or forged manifest is not
+    half-read) or mistyped.
+    """
+    if type(value) is not dict:
+        raise BundleError(f"{where}: expected an object")
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(cast(Any, kind))]
+    for name in names:
+        if name not in value:
+            raise BundleError(f"{where}.{name}: missing")
+    unknown = sorted(set(value) - set(names))
+    if unknown:
+        raise BundleError(f"{where}: unknown field {unknown[0]!r}")
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
 
 
-def _checked(value: Any, kind: type[T], where: str) -> T:
+def _read(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if value is None else _read(inner, value, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise BundleError(f"{where}: expected one of {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        items = _exactly(list, value, where)
+        return tuple(_read(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(items))
+    if origin is Mapping:
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in _exactly(dict, value, where).items()}
+    if is_dataclass(hint):
+        return read_object(cast(type[Any], hint), value, where)
+    return _exactly(hint, value, where)
+
+
+def _exactly(kind: Any, value: Any, where: str) -> Any:
+    """``value`` if it has just this type: a bool is no int here, but an int is accepted for a float."""
     if kind is float and type(value) is int:
-        value = float(value)
+        return float(value)
     if type(value) is not kind:
         raise BundleError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")
     return value

@@ -6,10 +6,10 @@ The Llama Guard 3 1B instance is ``guard.prompt.LLAMA_GUARD_3_1B``; the embedded
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from guard.bundle.fields import Fields
+from guard.bundle.fields import read_object
 
 T = TypeVar("T")
 
@@ -63,33 +63,13 @@ class GuardFormat:
     @classmethod
     def from_json(cls, value: Any, where: str) -> GuardFormat:
         """Parse the JSON object at ``where``; raises BundleError naming the field that is wrong."""
-        fields = Fields(value, where)
-        answer = Fields(fields.take_object("answer"), f"{where}.answer")
-        result = cls(
-            opening=fields.take(str, "opening"),
-            category_line=fields.take(str, "category_line"),
-            conversation=fields.take(str, "conversation"),
-            turn=fields.take(str, "turn"),
-            closing=fields.take(str, "closing"),
-            user_role=fields.take(str, "user_role"),
-            assistant_role=fields.take(str, "assistant_role"),
-            categories=_by_code(fields.take_map(str, "categories")),
-            reads_custom_categories=fields.take(bool, "reads_custom_categories"),
-            answer=AnswerTokens(
-                before_verdict=answer.take_tuple(int, "before_verdict"),
-                safe=answer.take(int, "safe"),
-                unsafe=answer.take(int, "unsafe"),
-                before_category=answer.take_tuple(int, "before_category"),
-                categories=_by_code(answer.take_map(int, "categories")),
-                separator=answer.take_tuple(int, "separator"),
-                end=answer.take(int, "end"),
-            ),
-        )
-        answer.finish()
-        fields.finish()
-        return result
+        return read_object(cls, value, where).in_order()
+
+    def in_order(self) -> GuardFormat:
+        """With S1 to S9 before S10: the order of the prompt, which a manifest's sorted keys do not keep."""
+        answer = replace(self.answer, categories=_by_code(self.answer.categories))
+        return replace(self, categories=_by_code(self.categories), answer=answer)
 
 
-def _by_code(categories: dict[str, T]) -> dict[str, T]:
-    """S1 to S9 before S10: the order of the prompt, which a manifest's sorted keys do not keep."""
+def _by_code(categories: Mapping[str, T]) -> dict[str, T]:
     return dict(sorted(categories.items(), key=lambda item: (len(item[0]), item[0])))

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
-from guard.bundle.fields import Fields
+from guard.bundle.fields import read_object
 from guard.bundle.guard_format import GuardFormat
 from guard.errors import BundleError
 
@@ -145,142 +145,13 @@ class Manifest:
             value = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise BundleError(f"{MANIFEST_FILE}: not JSON") from error
-        fields = Fields(value, "manifest")
-        if fields.take(str, "format") != FORMAT:
+        if type(value) is not dict:
+            raise BundleError("manifest: expected an object")
+        if value.pop("format", None) != FORMAT:
             raise BundleError(f"manifest.format: not a {FORMAT}")
-        if fields.take(int, "format_version") != FORMAT_VERSION:
+        if value.pop("format_version", None) != FORMAT_VERSION:
             raise BundleError(f"manifest.format_version: this version reads only {FORMAT_VERSION}")
-        task = _choice(fields.take(str, "task"), ("guard", "instruct"), "manifest.task")
-        guard = fields.take_optional(dict, "guard")
-        if (guard is not None) != (task == "guard"):
+        manifest = read_object(cls, value, "manifest")
+        if (manifest.guard is not None) != (manifest.task == "guard"):
             raise BundleError("manifest.guard: a guard bundle has it, an instruct bundle has not")
-        manifest = cls(
-            name=fields.take(str, "name"),
-            task=cast(Task, task),
-            tools=fields.take_map(str, "tools"),
-            source=_source(fields.take_object("source")),
-            shape=_shape(fields.take_object("shape")),
-            quantization=_quantization(fields.take_object("quantization")),
-            graph=_graph(fields.take_object("graph")),
-            tokens=_tokens(fields.take_object("tokens")),
-            chat_template=fields.take_optional(str, "chat_template"),
-            generation=_generation(fields.take_optional(dict, "generation")),
-            guard=None if guard is None else GuardFormat.from_json(guard, "manifest.guard"),
-            parity=_parity(fields.take_optional(dict, "parity")),
-            files={name: _file(item, name) for name, item in fields.take_object("files").items()},
-        )
-        fields.finish()
-        return manifest
-
-
-def _choice(value: str, allowed: tuple[str, ...], where: str) -> str:
-    if value not in allowed:
-        raise BundleError(f"{where}: expected one of {', '.join(allowed)}")
-    return value
-
-
-def _source(value: dict[str, Any]) -> Source:
-    fields = Fields(value, "manifest.source")
-    adapter = fields.take_optional(dict, "adapter")
-    result = Source(
-        kind=fields.take(str, "kind"),
-        name=fields.take(str, "name"),
-        revision=fields.take_optional(str, "revision"),
-        files=fields.take_map(str, "files"),
-        adapter=adapter,
-    )
-    fields.finish()
-    return result
-
-
-def _shape(value: dict[str, Any]) -> ModelShape:
-    fields = Fields(value, "manifest.shape")
-    result = ModelShape(
-        architecture=fields.take(str, "architecture"),
-        hidden_size=fields.take(int, "hidden_size"),
-        intermediate_size=fields.take(int, "intermediate_size"),
-        layers=fields.take(int, "layers"),
-        heads=fields.take(int, "heads"),
-        kv_heads=fields.take(int, "kv_heads"),
-        head_dim=fields.take(int, "head_dim"),
-        vocab_size=fields.take(int, "vocab_size"),
-        max_positions=fields.take(int, "max_positions"),
-    )
-    fields.finish()
-    return result
-
-
-def _quantization(value: dict[str, Any]) -> Quantization:
-    fields = Fields(value, "manifest.quantization")
-    result = Quantization(
-        name=fields.take(str, "name"),
-        linears=fields.take(str, "linears"),
-        down_proj=fields.take(str, "down_proj"),
-        embedding=fields.take(str, "embedding"),
-        head=fields.take(str, "head"),
-        rotation=fields.take(str, "rotation"),
-    )
-    fields.finish()
-    return result
-
-
-def _graph(value: dict[str, Any]) -> Graph:
-    fields = Fields(value, "manifest.graph")
-    interface = _choice(fields.take(str, "interface"), ("gqa", "concat"), "manifest.graph.interface")
-    rows = fields.take_optional(list, "head_token_ids")
-    if rows is not None and not all(type(row) is int for row in rows):
-        raise BundleError("manifest.graph.head_token_ids: expected integers")
-    result = Graph(
-        file=fields.take(str, "file"),
-        interface=cast(Interface, interface),
-        head_token_ids=None if rows is None else tuple(rows),
-    )
-    fields.finish()
-    return result
-
-
-def _tokens(value: dict[str, Any]) -> Tokens:
-    fields = Fields(value, "manifest.tokens")
-    result = Tokens(
-        bos=fields.take_optional(int, "bos"),
-        stop=fields.take_tuple(int, "stop"),
-        control=fields.take_map(int, "control"),
-    )
-    fields.finish()
-    return result
-
-
-def _generation(value: dict[str, Any] | None) -> GenerationDefaults | None:
-    if value is None:
-        return None
-    fields = Fields(value, "manifest.generation")
-    result = GenerationDefaults(
-        temperature=fields.take(float, "temperature"),
-        top_p=fields.take(float, "top_p"),
-        top_k=fields.take(int, "top_k"),
-    )
-    fields.finish()
-    return result
-
-
-def _parity(value: dict[str, Any] | None) -> Parity | None:
-    if value is None:
-        return None
-    fields = Fields(value, "manifest.parity")
-    result = Parity(
-        reference=fields.take(str, "reference"),
-        positions=fields.take(int, "positions"),
-        max_abs_logit_difference=fields.take(float, "max_abs_logit_difference"),
-        mean_kl=fields.take(float, "mean_kl"),
-        top1_agreement=fields.take(float, "top1_agreement"),
-        max_unsafe_score_difference=fields.take_optional(float, "max_unsafe_score_difference"),
-    )
-    fields.finish()
-    return result
-
-
-def _file(value: Any, name: str) -> FileRecord:
-    fields = Fields(value, f"manifest.files.{name}")
-    result = FileRecord(sha256=fields.take(str, "sha256"), bytes=fields.take(int, "bytes"))
-    fields.finish()
-    return result
+        return manifest if manifest.guard is None else replace(manifest, guard=manifest.guard.in_order())
