@@ -102,6 +102,10 @@ check: $(DEV) ## lint, format, types, import rules, protos, stubs
 bench: $(RUNTIME) models ## the benchmarks
 	@$(BIN)/python -m benchmarks.latency $(SERVE_FLAGS)
 
+.PHONY: bench-1b
+bench-1b: $(RUNTIME) ## export and serve a random checkpoint of the 1B shape (about 10 minutes, 10 GB of disk)
+	@$(BIN)/python -m benchmarks.export_1b
+
 # ---------------------------------------------------------------- generated files
 .PHONY: protos lock clean
 protos: $(DEV) ## regenerate guard/v1 from proto/
