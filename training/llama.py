@@ -120,10 +120,7 @@ class Llama:
             keys = torch.cat([past[0].expand(batch, -1, -1, -1), keys], 2)
             values = torch.cat([past[1].expand(batch, -1, -1, -1), values], 2)
         keys, values = (part.repeat_interleave(spec.heads // spec.kv_heads, 1) for part in (keys, values))
-        # Written out: torch's fused attention is four times slower backward at these lengths.
-        scores = (q * spec.head_dim**-0.5 @ keys.transpose(-1, -2)).float() + mask
-        attended = torch.softmax(scores, -1).to(torch.bfloat16) @ values
-        attended = attended.transpose(1, 2).reshape(batch, tokens, -1)
+        attended = _attention(q, keys, values, mask).transpose(1, 2).reshape(batch, tokens, -1)
         x = x + self._linear(attended, layer, 1, lora).float()
         h = RmsNorm.apply(x, self._norms[layer][1])
         activated = SwiGlu.apply(self._linear(h, layer, 2, lora))
@@ -137,6 +134,14 @@ class Llama:
         pairs = [lora.pairs[name] for name in names]
         a = torch.cat([a for a, _ in pairs]) if len(pairs) > 1 else pairs[0][0]
         return LoraLinear.apply(x, weight, a, lora.scale, *[b for _, b in pairs])
+
+
+def _attention(q: Any, keys: Any, values: Any, mask: Any) -> Any:
+    """[batch, heads, tokens, head_dim]. Written out when there are gradients: torch's fused one is slow backward."""
+    if not torch.is_grad_enabled():
+        return torch.nn.functional.scaled_dot_product_attention(q, keys, values, mask.to(torch.bfloat16))
+    scores = (q * q.shape[-1] ** -0.5 @ keys.transpose(-1, -2)).float() + mask
+    return torch.softmax(scores, -1).to(torch.bfloat16) @ values
 
 
 def features(

@@ -67,6 +67,12 @@ class Trainer:
                 tokens = sum(len(example.token_ids) for example in batch)
                 self.adam.update(gradients, rows=len(batch), tokens=tokens, loss=loss)
 
+    def features(self, batch: Sequence[Example], first_aim_only: bool) -> Any:
+        """Normed features float32 [aims, hidden] of examples for one target, without gradients."""
+        if first_aim_only:
+            batch = [replace(example, aims=example.aims[:1]) for example in batch]
+        return self._run(batch, gradients=False)
+
     def resume(self, directory: Path) -> None:
         """Start from an adapter that this command wrote; raises CheckpointError when it does not fit the recipe."""
         reader = FileReader(directory)
@@ -106,21 +112,24 @@ class Trainer:
 
     def _gradients(self, batch: Sequence[Example]) -> tuple[float, Any]:
         """Cross entropy over the head's rows, summed over each example's aims, averaged over the batch."""
-        h = features(
-            self.model,
-            self.lora,
-            self.recipe.first_layer,
-            self.prefixes[batch[0].role],
-            [example.token_ids for example in batch],
-            [[aim.position for aim in example.aims] for example in batch],
-            gradients=True,
-        )
+        h = self._run(batch, gradients=True)
         aims = [aim for example in batch for aim in example.aims]
         targets = torch.from_numpy(np.stack([aim.target for aim in aims]))
         weights = torch.tensor([aim.weight for aim in aims])
         losses = -(targets * torch.log_softmax(h @ self.head.T, -1)).sum(-1)
         loss = (losses * weights).sum() / len(batch)
         return float(loss.detach()), torch.autograd.grad(loss, self.adam.parameters)
+
+    def _run(self, batch: Sequence[Example], gradients: bool) -> Any:
+        return features(
+            self.model,
+            self.lora,
+            self.recipe.first_layer,
+            self.prefixes[batch[0].role],
+            [example.token_ids for example in batch],
+            [[aim.position for aim in example.aims] for example in batch],
+            gradients,
+        )
 
 
 def training_rows(files: Sequence[Path], recipe: Recipe) -> list[Row]:
