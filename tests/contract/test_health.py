@@ -102,7 +102,7 @@ async def test_health_answers_while_the_engine_is_saturated(models: FakeModels) 
             began = time.monotonic()
             assert await server.serving(SERVICES[1])
             slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 0.1
+        assert slowest < 0.5
         await asyncio.gather(*calls, return_exceptions=True)
 
 

@@ -119,7 +119,7 @@ async def test_a_megabyte_holds_up_neither_health_nor_others(real: Running) -> N
         judged += 1
     assert [answer.info.reason for answer in await asyncio.gather(*asked)] == ["INPUT_TOO_LONG"] * 2
     assert judged > 3
-    assert slowest < 0.5
+    assert slowest < 1.0
 
 
 async def test_cancel_frees_the_engine(real: Running) -> None:
