@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from guard.bundle.guard_format import AnswerTokens, GuardFormat
 from guard.conversation import Conversation, Role, Target, check_moderation_turns
@@ -85,6 +86,8 @@ class GuardPromptBuilder:
         self._format = guard_format
         self._tokenizer = tokenizer
         self._forgery = _forgery_pattern(guard_format)
+        # One prefix for each policy and target, asked for by every prompt.
+        self._prefix_ids = lru_cache(maxsize=64)(tokenizer.encode)
 
     def build(self, conversation: Conversation, target: Target, policy: Policy) -> GuardPrompt:
         """Raises InvalidInputError naming the message or policy field, UnsupportedError for categories the model
@@ -92,7 +95,7 @@ class GuardPromptBuilder:
         """
         prefix, rest, forged = self._segments(conversation, target, policy)
         token_ids = self._tokenizer.encode([*prefix, *rest])
-        shared = common_prefix(self._tokenizer.encode(prefix), token_ids)
+        shared = common_prefix(self._prefix_ids(tuple(prefix)), token_ids)
         return GuardPrompt(tuple(token_ids), shared, forged)
 
     def render(self, conversation: Conversation, target: Target, policy: Policy) -> str:
