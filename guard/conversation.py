@@ -33,11 +33,25 @@ class Target(Enum):
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a function that the model asked for. ``arguments`` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One message. ``content`` is any Unicode text, control characters included."""
+    """One message. ``content`` is any Unicode text, control characters included.
+
+    An assistant's message may have ``tool_calls``; a tool's message is the result of the call ``tool_call_id``.
+    """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Conversation:
             raise InvalidInputError("messages", f"{len(self.messages)} messages, the limit is {MAX_MESSAGES}")
         for index, message in enumerate(self.messages):
             field = f"messages[{index}].content"
-            if not message.content.strip():
+            if not message.content.strip() and not message.tool_calls:
                 raise InvalidInputError(field, "is empty or only white space")
             try:
                 message.content.encode()

@@ -4,76 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import date
-from enum import Enum
 
 from guard.bundle import Bundle
 from guard.chat_template import ChatTemplate
-from guard.conversation import Conversation, check_generation_turns
+from guard.conversation import check_generation_turns
 from guard.engine.engine import Engine, Job, Ticket
 from guard.engine.kv_cache import KvCache
 from guard.engine.prefill import prefill
 from guard.engine.runner import Runner
-from guard.engine.sampler import Sampler, SamplingParams
-from guard.errors import BundleError, InputTooLongError, InvalidInputError
+from guard.engine.sampler import Sampler
+from guard.errors import BundleError, InputTooLongError, InvalidInputError, UnsupportedError
+from guard.generation import Choice, Delta, FinishReason, GenerateTask, Generation
 from guard.stops import StopMatcher
 from guard.tokenizer import Tokenizer
-
-MAX_STOPS = 16
-MAX_STOP_CHARACTERS = 256
-
-
-class FinishReason(Enum):
-    """Why a text ended: the model ended it, ``max_tokens`` was reached, or a stop string came up."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    STOP_SEQUENCE = "stop_sequence"
-
-
-@dataclass(frozen=True)
-class GenerateTask:
-    """One text to generate. ``today`` is for chat templates that print a date. Raises InvalidInputError naming the
-    field.
-    """
-
-    conversation: Conversation
-    max_tokens: int = 256
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    stop: tuple[str, ...] = ()
-    today: date = field(default_factory=date.today)
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidInputError("max_tokens", "expected at least 1")
-        if len(self.stop) > MAX_STOPS:
-            raise InvalidInputError("stop", f"{len(self.stop)} strings, the limit is {MAX_STOPS}")
-        for index, text in enumerate(self.stop):
-            if not 0 < len(text) <= MAX_STOP_CHARACTERS:
-                raise InvalidInputError(f"stop[{index}]", f"expected 1 to {MAX_STOP_CHARACTERS} characters")
-
-
-@dataclass(frozen=True)
-class Delta:
-    """Text that is ready to show, and how many tokens have been generated so far."""
-
-    text: str
-    completion_tokens: int
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A finished text. Times in seconds; ``first_token_s`` counts from submission."""
-
-    text: str
-    finish_reason: FinishReason
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    queue_s: float
-    first_token_s: float
-    model_s: float
 
 
 class Generator:
@@ -107,6 +50,8 @@ class Generator:
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError. ``deadline`` is in time.monotonic()
         seconds.
         """
+        if task.conversation is None:
+            raise UnsupportedError("prompt")
         check_generation_turns(task.conversation)
         prompt = self._tokenizer.encode(self._template.segments(task.conversation, task.today))
         tokens = len(prompt) + task.max_tokens
@@ -162,11 +107,11 @@ class Generator:
             text.append(held)
             on_delta(Delta(held, completion))
         return Generation(
-            text="".join(text),
-            finish_reason=reason,
+            choices=(Choice("".join(text), reason, completion),),
             prompt_tokens=len(prompt),
             cached_tokens=0,
-            completion_tokens=completion,
+            drafted_tokens=0,
+            accepted_tokens=0,
             queue_s=ticket.queue_s,
             first_token_s=first_token_s,
             model_s=time.monotonic() - began,

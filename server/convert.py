@@ -14,7 +14,7 @@ from guard.classifier import ClassifyTask, Mode
 from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.sampler import SamplingParams
 from guard.errors import InvalidInputError
-from guard.generator import FinishReason, GenerateTask, Generation
+from guard.generation import FinishReason, GenerateTask, Generation
 from guard.normalize import ViewKind
 from guard.policies import NamedPolicy
 from guard.policy import Policy

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import grpc.aio
 
 from guard.errors import CancelledError
-from guard.generator import Delta
+from guard.generation import Delta
 from server.errors import SlowReaderError
 
 

@@ -8,7 +8,7 @@ import grpc.aio
 
 from guard.engine.engine import Ticket
 from guard.engine.sampler import SamplingParams
-from guard.generator import Generation
+from guard.generation import Generation
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import call, convert, tickets
 from server.feed import Feed, sent

@@ -8,7 +8,7 @@ from export.qualify.lines import Result
 from guard.conversation import Conversation, Message, Role
 from guard.engine.sampler import SamplingParams
 from guard.engine.settings import EngineSettings
-from guard.generator import GenerateTask
+from guard.generation import GenerateTask
 from guard.runtime import load_instruct
 
 #: Questions with one plain answer, which any trained instruct model of 100M parameters or more knows.

@@ -11,7 +11,7 @@ import pytest
 
 from guard.engine.engine import Ticket
 from guard.errors import CancelledError
-from guard.generator import GenerateTask, Generation
+from guard.generation import GenerateTask, Generation
 from guard.v1.generation_pb2 import GenerateRequest, StreamGenerateRequest
 
 from .fakes import FakeModels

@@ -11,7 +11,8 @@ from guard.engine.kv_cache import Float32
 from guard.engine.sampler import SamplingParams
 from guard.engine.settings import EngineSettings
 from guard.errors import CancelledError, InputTooLongError, InvalidInputError
-from guard.generator import Delta, FinishReason, GenerateTask, Generator
+from guard.generation import Delta, FinishReason, GenerateTask
+from guard.generator import Generator
 from guard.testing import TINY_SHAPE, FakeRunner, logits_for, write_byte_tokenizer
 from guard.tokenizer import Tokenizer
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from guard.generator import Delta
+from guard.generation import Delta
 from server.errors import SlowReaderError
 from server.feed import Feed, Piece
 
