@@ -43,12 +43,16 @@ def _page(report: dict[str, Any]) -> str:
     source = report["source"]
     statuses = [line["status"] for line in report["lines"]]
     said = ", ".join(f"{statuses.count(status)} {status}" for status in ("PASS", "FAIL", "SKIPPED"))
-    parts = [f"<p>{escape(said)}</p>", _lines(report["lines"]), *_measured(report["profiles"])]
+    outcome = '<span class="PASS">No line failed</span>' if report["passed"] else '<span class="FAIL">FAILED</span>'
+    parts = [f"<p>{outcome}: {escape(said)}</p>", _lines(report["lines"]), *_measured(report["profiles"])]
     if report["published"]:
         parts += _published(report["published"])
     if source is not None:
         files = sorted(source["files"].items())
-        parts += ["<h2>Source</h2>", table(f"{source['kind']}: {source['name']}", ("file", "SHA-256"), files)]
+        parts += [
+            "<h2>Source</h2>",
+            table(f"{source['kind']}: {source['name']}", ("file", "SHA-256"), files, prose=True),
+        ]
     name = "a checkpoint" if source is None else source["name"]
     return document(f"Qualification of {name} as {report['task']}", parts)
 
@@ -77,7 +81,7 @@ def _published(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     header = ("benchmark", "judged", "F1", "FPR", "source")
     caption = "Llama Guard 3 1B, as others publish it; sources differ in thresholds, subsets and label rules"
-    return ["<h2>Published</h2>", table(caption, header, rows)]
+    return ["<h2>Published</h2>", table(caption, header, rows, prose=True)]
 
 
 def _lines(lines: Sequence[dict[str, Any]]) -> str:
@@ -86,5 +90,6 @@ def _lines(lines: Sequence[dict[str, Any]]) -> str:
         f'<td class="{line["status"]}">{line["status"]}</td><td class="wide">{escape(line["detail"])}</td></tr>'
         for line in lines
     )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("check", "profile", "result", "detail"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("check", "profile", "result"))
+    head += '<th scope="col" class="wide">detail</th>'
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

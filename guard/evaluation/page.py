@@ -14,22 +14,28 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e8e8e8; --paper: #161616; --soft: #a5a5a5; --rule: #3a3a3a;
   --main: #7db3e0; --safe: #7cc487; --unsafe: #ec8a75; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 68rem;
-  margin: 2rem auto; padding: 0 1rem; }
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 p.soft, caption { color: var(--soft); text-align: left; }
-.plots { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; } figcaption { font-weight: 600; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } figure { margin: 0; } figcaption { font-weight: 600; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--rule); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, th.wide, td.wide { text-align: left; }
 .FAIL { color: var(--unsafe); font-weight: 600; } .PASS { color: var(--safe); font-weight: 600; }
-.SKIPPED { color: var(--soft); } td.wide { text-align: left; white-space: normal; }
+.SKIPPED { color: var(--soft); } td.wide { white-space: normal; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-.grid { stroke: var(--rule); } .guide { stroke: var(--soft); stroke-dasharray: 4 4; } .dot, .bar { fill: var(--main); }
+.grid { stroke: var(--rule); } .guide { stroke: var(--soft); stroke-dasharray: 4 4; } .dot { fill: var(--main); }
+.bar { fill: var(--main); fill-opacity: .5; }
 .line { fill: none; stroke: var(--main); stroke-width: 2; } .whisker { stroke: var(--ink); stroke-width: 2; }
-rect.safe { fill: var(--safe); } rect.unsafe { fill: var(--unsafe); }
+rect.safe { fill: var(--main); } rect.unsafe { fill: var(--unsafe); }
 """
-_KINDS = {"target": "By target", "lang": "By language", "source": "By source"}
+_KINDS = {
+    "target": "By target",
+    "english": "English and other languages",
+    "lang": "By language",
+    "source": "By source",
+}
 _COLUMNS = (
     ("F1", "f1"),
     ("precision", "precision"),
@@ -61,11 +67,15 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
-def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain texts; the first cell of each row is its header."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], prose: bool = False) -> str:
+    """A table of plain texts; the first cell of each row is its header. With ``prose`` the last column is to be read,
+    not compared: set left, and broken into lines.
+    """
+    kinds = [*[""] * (len(header) - 1), ' class="wide"' if prose else ""]
+    head = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for kind, cell in zip(kinds, header, strict=True))
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
+        f'<tr><th scope="row">{escape(first)}</th>'
+        f"{''.join(f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(kinds[1:], rest, strict=True))}</tr>"
         for first, *rest in rows
     )
     return (
@@ -77,11 +87,11 @@ def table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) ->
 def _head(report: dict[str, Any]) -> list[str]:
     data, judge, timing = report["data"], report["judge"], report["timing"]
     sampled = data["sampled"]
+    resumed = f", {timing['resumed']} more came from an earlier run" if timing["resumed"] else ""
     lines = [
         f"{data['name']} (SHA-256 {data['sha256'][:16]}…): {data['rows']} rows, {data['distinct']} distinct",
         f"model {judge['model']} ({judge['quantization']}, {judge['mode']}), manifest {judge['digest'][:16]}…",
-        f"threshold {report['threshold']:g}; {timing['seconds']:.0f} s for {timing['judged']} rows,"
-        f" {timing['resumed']} more came from an earlier run",
+        f"threshold {report['threshold']:g}; {timing['seconds']:.0f} s for {timing['judged']} rows{resumed}",
     ]
     if sampled is not None:
         lines.append(f"a sample of {sampled['limit']} rows, seed {sampled['seed']}")
@@ -114,17 +124,18 @@ def _overall(report: dict[str, Any]) -> list[str]:
 
 
 def _curves(report: dict[str, Any]) -> list[str]:
-    points = report["curves"]["precision_recall"]
-    bins = [each for each in report["calibration"]["bins"] if each["rows"]]
+    points, overall = report["curves"]["precision_recall"], report["overall"]
+    reliability = [(each["mean_score"], each["unsafe_share"]) for each in report["calibration"]["bins"] if each["rows"]]
     histogram = report["curves"]["histogram"]
     drawn = [
         (
             "Precision and recall",
             plots.curve(
-                "Precision against recall over all thresholds",
+                f"Precision against recall over all thresholds; the dot is threshold {report['threshold']:g}",
                 "recall",
                 "precision",
                 [(p["recall"], p["precision"]) for p in points if p["recall"] is not None],
+                dots=[(overall["recall"], overall["precision"])] if overall["f1"] else [],
             ),
         ),
         (
@@ -133,8 +144,8 @@ def _curves(report: dict[str, Any]) -> list[str]:
                 "Share of unsafe rows against the mean score, in ten bins; on the diagonal scores are probabilities",
                 "mean score",
                 "share unsafe",
-                [(each["mean_score"], each["unsafe_share"]) for each in bins],
-                dots=True,
+                reliability,
+                dots=reliability,
                 diagonal=True,
             ),
         ),
@@ -259,7 +270,7 @@ def _bad_rows(data: dict[str, Any]) -> list[str]:
         return []
     rows = [(str(row["row"]), row["problem"]) for row in bad["first"]]
     caption = f"{bad['count']} rows; the first {len(rows)}"
-    return ["<h2>Rows that could not be read</h2>", table(caption, ("row", "problem"), rows)]
+    return ["<h2>Rows that could not be read</h2>", table(caption, ("row", "problem"), rows, prose=True)]
 
 
 def number(value: float | None) -> str:
@@ -268,6 +279,8 @@ def number(value: float | None) -> str:
 
 
 def bounds(interval: Sequence[float | None]) -> str:
-    """``"0.812 to 0.834"``, or a dash."""
+    """``"0.812 to 0.834"``, one number when both are equal, or a dash."""
     low, high = interval
+    if low == high:
+        return number(low)
     return "–" if low is None or high is None else f"{low:.3f} to {high:.3f}"

@@ -168,6 +168,9 @@ def _kinds(rows: Sequence[Row]) -> dict[str, list[str]]:
         "lang": [row.lang for row in rows],
         "source": [row.source for row in rows],
     }
+    english = [row.lang and ("English" if row.lang.casefold().split("-")[0] == "en" else "other") for row in rows]
+    if {"English", "other"} <= set(english):  # languages with few rows each say more together
+        kinds["english"] = english
     return {kind: names for kind, names in kinds.items() if any(names)}
 
 

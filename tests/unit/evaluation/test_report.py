@@ -62,9 +62,10 @@ def test_an_error_is_wrong_at_every_threshold(threshold: float) -> None:
 
 def test_groups_are_those_of_the_data() -> None:
     groups = report_of(PAIRS)["groups"]
-    assert set(groups) == {"target", "lang", "source"}
+    assert set(groups) == {"target", "lang", "source", "english"}
     assert {name: group["rows"] for name, group in groups["lang"].items()} == {"de": 3, "en": 3}
     assert {name: group["rows"] for name, group in groups["source"].items()} == {"(none)": 4, "x": 2}
+    assert {name: group["rows"] for name, group in groups["english"].items()} == {"English": 3, "other": 3}
     assert groups["lang"]["de"]["recall"] == pytest.approx(1 / 3, abs=1e-6)
     assert groups["lang"]["de"]["false_positive_rate"] is None
     assert set(report_of([(row("a", lang=""), scored(0.5))])["groups"]) == {"target"}
@@ -168,7 +169,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere() -> None:
     assert page.outside == []
     assert not {"script", "link", "img", "iframe"} & set(page.seen)
     assert "url(" not in text and "@import" not in text
-    assert page.seen.count("svg") == 6  # three curves, bars by target, language and source
+    assert page.seen.count("svg") == 7  # three curves, bars by target, English or not, language, source
     for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         element = ElementTree.fromstring(svg)
         assert element.get("role") == "img"
