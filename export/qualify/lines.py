@@ -12,7 +12,7 @@ Status = Literal["PASS", "FAIL", "SKIPPED"]
 Result = tuple[Status, str]
 
 _UNTRAINED = "needs a trained model, and this one was declared untrained"
-_HINT = "this line needs a trained model: random weights fail it by nature"
+_HINT = "random weights fail this by nature; of those, say --untrained"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,9 @@ def qualify(
 def _open(request: QualifyRequest, opened: list[Checkpoint]) -> Result:
     checkpoint = open_checkpoint(request.source, adapter=request.adapter)
     opened.append(checkpoint)
-    parameters = sum(math.prod(shape) for shape in checkpoint.spec.expected_tensors().values())
+    # An adapter's guard head has a few rows; the rest of the output head that its spec has is never exported.
+    spec = replace(checkpoint.spec, tied_embeddings=True) if checkpoint.guard_format is not None else checkpoint.spec
+    parameters = sum(math.prod(shape) for shape in spec.expected_tensors().values())
     files = len(checkpoint.source.files)
     return "PASS", f"{parameters / 1e6:.1f} million parameters, {files} files read and hashed"
 

@@ -12,7 +12,7 @@ import pytest
 from export.checkpoint import open_checkpoint
 from export.qualify import Line, QualifyRequest, qualify
 from export.qualify.checks import check_answer_tokens
-from export.qualify.guard_checks import AGREEMENT
+from export.qualify.guard_checks import AGREEMENT, highest_share
 from export.qualify.lines import Lines
 from export.qualify.memory import available_bytes, needed_bytes
 from export.qualify.probes import probe_data
@@ -65,7 +65,7 @@ def test_a_random_guard_fails_what_needs_a_trained_one_and_the_line_says_so(repo
     line = found(report, "one pass against exact", "none")
     assert line["status"] == "FAIL"
     assert line["needs_trained"] is True
-    assert "needs a trained model" in line["detail"]
+    assert "random weights fail this by nature" in line["detail"]
     assert report["passed"] is False
 
 
@@ -75,7 +75,7 @@ def test_figures_stand_beside_what_is_published(report: dict[str, Any]) -> None:
     assert report["profiles"]["int4"]["evaluation"]["comparison"]["rows"] == 20
     assert report["profiles"]["none"]["evaluation"]["comparison"] is None
     assert {score["benchmark"] for score in report["published"]} == set(published_scores())
-    assert "0.453 to 0.453 published" in found(report, "published scores", "none")["detail"]
+    assert "0.453 published" in found(report, "published scores", "none")["detail"]
     assert "of 20 verdicts" in found(report, "verdicts against float32", "int4")["detail"]
 
 
@@ -205,7 +205,7 @@ def test_a_check_that_raises_is_a_failed_line() -> None:
 
     lines = Lines(untrained=False)
     assert not lines.add("x", broken, needs_trained=True)
-    assert lines.lines[0].detail.startswith("a b (this line needs a trained model")
+    assert lines.lines[0].detail.startswith("a b (random weights fail this by nature")
     assert not lines.passed
 
 
@@ -216,6 +216,14 @@ def test_a_check_that_raises_is_a_failed_line() -> None:
 def test_wrong_requests_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError):
         QualifyRequest("source", tmp_path, **wrong)
+
+
+def test_few_rows_do_not_tell_shares_apart() -> None:
+    # Wilson's interval for 39 of 40 is (0.871, 0.996), for 35 of 40 (0.739, 0.945).
+    assert highest_share(39 / 40, 40) == pytest.approx(0.996, abs=1e-3)
+    assert highest_share(35 / 40, 40) == pytest.approx(0.945, abs=1e-3)
+    assert highest_share(0.98, 4000) < 0.99
+    assert highest_share(1.0, 10) == pytest.approx(1.0)
 
 
 def test_every_quantized_profile_has_a_bound() -> None:
