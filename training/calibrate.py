@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 
 from guard.conversation import Target
+from guard.evaluation.metrics import Bools, Floats, precision_recall
 from training.adapter_files import write_guard
 from training.data import Row, read_rows
-from training.metrics import Bools, Floats
 from training.recipe import FORMAT, Recipe
 from training.train import Trainer
 
@@ -54,13 +54,12 @@ def constant_direction(features: Floats) -> Floats:
 
 
 def best_boundary(margins: Floats, unsafe: Bools) -> float:
-    """The margin at and above which flagging gives the highest F1."""
-    order = np.argsort(-margins)
-    hits = np.cumsum(unsafe[order])
-    f1 = 2 * hits / (np.arange(1, len(margins) + 1) + unsafe.sum())
+    """The margin at and above which flagging gives the highest F1: halfway to the next lower one of these rows."""
+    thresholds, precision, recall = precision_recall(unsafe, margins)
+    both = precision + recall
+    f1 = np.divide(2 * precision * recall, both, out=np.zeros(len(both)), where=both > 0)
     best = int(np.argmax(f1))
-    lower = margins[order[best + 1]] if best + 1 < len(order) else margins[order[best]]
-    return float((margins[order[best]] + lower) / 2)
+    return float(thresholds[best : best + 2].mean())
 
 
 def best_scale(margins: Floats, unsafe: Bools) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.metrics import Bools, Floats
+from guard.evaluation.metrics import Bools, Floats
 
 calibrate = pytest.importorskip("training.calibrate")
 
@@ -35,6 +35,10 @@ def test_the_boundary_has_the_highest_f1() -> None:
         return float(2 * (flagged & unsafe).sum() / (flagged.sum() + unsafe.sum()))
 
     assert f1(boundary) == pytest.approx(max(f1(cut) for cut in margins))
+
+
+def test_the_boundary_of_one_margin_is_that_margin() -> None:
+    assert calibrate.best_boundary(np.array([2.0, 2.0]), np.array([True, False])) == 2.0
 
 
 def test_the_scale_is_found_that_labels_were_drawn_with() -> None:
