@@ -77,7 +77,24 @@ _STATES = {
 #: Limits of StreamClassifyStart.check_at_latest_after, in seconds.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 60.0
 #: Fields of GenerateRequest whose feature does not exist yet.
-_UNSUPPORTED = ("tools", "tool_choice", "response_format", "moderation")
+_UNSUPPORTED = (
+    "tools",
+    "tool_choice",
+    "tool_choice_name",
+    "response_format",
+    "moderation",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "logprobs",
+    "top_logprobs",
+    "choices",
+    "prompt",
+    "date",
+    "prompt_lookup",
+)
 
 
 def check_request_id(request_id: str) -> None:

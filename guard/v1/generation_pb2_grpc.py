@@ -47,6 +47,11 @@ class GenerationServiceStub:
                 request_serializer=guard_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
                 response_deserializer=guard_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
                 _registered_method=True)
+        self.Tag = channel.unary_unary(
+                '/guard.v1.GenerationService/Tag',
+                request_serializer=guard_dot_v1_dot_generation__pb2.TagRequest.SerializeToString,
+                response_deserializer=guard_dot_v1_dot_generation__pb2.TagResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -63,7 +68,14 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamGenerate(self, request, context):
-        """Sends the message while it is being written. The `text` of all responses, joined, is the message.
+        """Sends the message while it is being written. The `text` of all responses of one choice, joined, is its message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tag(self, request, context):
+        """Chooses one of several labels for a text, in one pass and without writing anything: for routing, tagging and triage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,6 +93,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerate,
                     request_deserializer=guard_dot_v1_dot_generation__pb2.StreamGenerateRequest.FromString,
                     response_serializer=guard_dot_v1_dot_generation__pb2.StreamGenerateResponse.SerializeToString,
+            ),
+            'Tag': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tag,
+                    request_deserializer=guard_dot_v1_dot_generation__pb2.TagRequest.FromString,
+                    response_serializer=guard_dot_v1_dot_generation__pb2.TagResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +157,33 @@ class GenerationService:
             '/guard.v1.GenerationService/StreamGenerate',
             guard_dot_v1_dot_generation__pb2.StreamGenerateRequest.SerializeToString,
             guard_dot_v1_dot_generation__pb2.StreamGenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tag(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guard.v1.GenerationService/Tag',
+            guard_dot_v1_dot_generation__pb2.TagRequest.SerializeToString,
+            guard_dot_v1_dot_generation__pb2.TagResponse.FromString,
             options,
             channel_credentials,
             insecure,
