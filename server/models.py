@@ -8,11 +8,12 @@ from typing import Any
 import grpc.aio
 
 from guard.bundle.manifest import MANIFEST_FILE, Manifest
+from guard.classifier import Classifier
 from guard.errors import BundleError, InvalidInputError
 from guard.v1 import model_pb2, model_pb2_grpc
 from server import convert
 from server.errors import AdminDisabledError
-from server.registry import Registry
+from server.registry import Entry, Registry
 from server.settings import Settings
 
 MAX_PAGE_SIZE = 1000
@@ -35,7 +36,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         left = [entry for entry in self._registry.entries() if entry.name > request.page_token]
         page = left[: request.page_size or MAX_PAGE_SIZE]
         return model_pb2.ListModelsResponse(
-            models=[convert.model(entry) for entry in page],
+            models=[_shown(entry) for entry in page],
             next_page_token=page[-1].name if len(page) < len(left) else "",
         )
 
@@ -45,7 +46,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """One model."""
         if not request.name:
             raise InvalidInputError("name", "is required")
-        return model_pb2.GetModelResponse(model=convert.model(self._registry.entry(request.name)))
+        return model_pb2.GetModelResponse(model=_shown(self._registry.entry(request.name)))
 
     async def LoadModel(  # noqa: N802
         self, request: model_pb2.LoadModelRequest, context: _Context
@@ -53,7 +54,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Admin: load a bundle below the model directory."""
         directory = self._bundle_directory(request.bundle)
         entry = await self._registry.load(directory, _manifest(directory).task)
-        return model_pb2.LoadModelResponse(model=convert.model(entry))
+        return model_pb2.LoadModelResponse(model=_shown(entry))
 
     async def UnloadModel(  # noqa: N802
         self, request: model_pb2.UnloadModelRequest, context: _Context
@@ -79,6 +80,17 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if root not in directory.parents or not directory.is_dir():
             raise InvalidInputError("bundle", "is no directory below the server's model directory")
         return directory
+
+
+def _shown(entry: Entry) -> model_pb2.Model:
+    shown = convert.model(entry)
+    cache = entry.model.cache if isinstance(entry.model, Classifier) else None
+    if cache is not None and cache.limits.entries:
+        shown.verdict_cache.hits = cache.hits
+        shown.verdict_cache.misses = cache.misses
+        shown.verdict_cache.entries = len(cache)
+        shown.verdict_cache.bytes = cache.memory_bytes
+    return shown
 
 
 def _manifest(directory: Path) -> Manifest:

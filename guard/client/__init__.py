@@ -44,6 +44,7 @@ from guard.client.results import (
     StreamProgress,
     Timings,
     Usage,
+    VerdictCacheInfo,
 )
 from guard.client.stream import ClassificationStream
 from guard.client.sync import GenerationStream, GuardClient
@@ -79,5 +80,6 @@ __all__ = [
     "UnsafeTextError",
     "UnsupportedByServerError",
     "Usage",
+    "VerdictCacheInfo",
     "tls_credentials",
 ]

@@ -26,6 +26,7 @@ from guard.client.results import (
     StreamProgress,
     Timings,
     Usage,
+    VerdictCacheInfo,
 )
 from guard.conversation import Message, Role, Target
 from guard.normalize import ViewKind
@@ -254,7 +255,12 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
         categories=tuple((category.code, category.name) for category in model.categories),
         manifest_sha256=model.manifest_sha256,
         kv_bytes_per_token=model.kv_bytes_per_token,
+        verdict_cache=_verdict_cache(model.verdict_cache) if model.HasField("verdict_cache") else None,
     )
+
+
+def _verdict_cache(cache: model_pb2.VerdictCache) -> VerdictCacheInfo:
+    return VerdictCacheInfo(cache.hits, cache.misses, cache.entries, cache.bytes)
 
 
 def _messages(text: Text) -> list[moderation_pb2.Message]:

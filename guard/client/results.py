@@ -144,8 +144,21 @@ class GenerationResult:
 
 
 @dataclass(frozen=True)
+class VerdictCacheInfo:
+    """What a guard model's cache of verdicts was asked since the model was loaded, and holds."""
+
+    hits: int
+    misses: int
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ModelInfo:
-    """A model of the server, as ModelService shows it (model.proto). ``categories``: (code, name) pairs."""
+    """A model of the server, as ModelService shows it (model.proto). ``categories``: (code, name) pairs.
+
+    ``verdict_cache`` is None for other models than guards, and where the server keeps no verdicts.
+    """
 
     name: str
     task: ModelTask
@@ -156,6 +169,7 @@ class ModelInfo:
     categories: tuple[tuple[str, str], ...]
     manifest_sha256: str
     kv_bytes_per_token: int
+    verdict_cache: VerdictCacheInfo | None = None
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,20 @@ class ModelParity(_message.Message):
     top1_agreement: float
     def __init__(self, reference: _Optional[str] = ..., positions: _Optional[int] = ..., max_abs_logit_difference: _Optional[float] = ..., mean_kl: _Optional[float] = ..., top1_agreement: _Optional[float] = ...) -> None: ...
 
+class VerdictCache(_message.Message):
+    __slots__ = ("hits", "misses", "entries", "bytes")
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    MISSES_FIELD_NUMBER: _ClassVar[int]
+    ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    hits: int
+    misses: int
+    entries: int
+    bytes: int
+    def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
 class Model(_message.Message):
-    __slots__ = ("name", "task", "state", "architecture", "quantization", "max_context_tokens", "categories", "supports_custom_categories", "source", "parity", "manifest_sha256", "kv_bytes_per_token")
+    __slots__ = ("name", "task", "state", "architecture", "quantization", "max_context_tokens", "categories", "supports_custom_categories", "source", "parity", "manifest_sha256", "kv_bytes_per_token", "verdict_cache")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +87,7 @@ class Model(_message.Message):
     PARITY_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_CACHE_FIELD_NUMBER: _ClassVar[int]
     name: str
     task: ModelTask
     state: ModelState
@@ -87,7 +100,8 @@ class Model(_message.Message):
     parity: ModelParity
     manifest_sha256: str
     kv_bytes_per_token: int
-    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[ModelTask, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., categories: _Optional[_Iterable[_Union[ModelCategory, _Mapping]]] = ..., supports_custom_categories: _Optional[bool] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., parity: _Optional[_Union[ModelParity, _Mapping]] = ..., manifest_sha256: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ...) -> None: ...
+    verdict_cache: VerdictCache
+    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[ModelTask, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., categories: _Optional[_Iterable[_Union[ModelCategory, _Mapping]]] = ..., supports_custom_categories: _Optional[bool] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., parity: _Optional[_Union[ModelParity, _Mapping]] = ..., manifest_sha256: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., verdict_cache: _Optional[_Union[VerdictCache, _Mapping]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from guard.v1.model_pb2 import GetModelRequest, ListModelsRequest
 from guard.v1.moderation_pb2 import (
     ACTION_ALLOW,
     ACTION_BLOCK,
@@ -161,6 +162,10 @@ async def test_a_repeated_question_is_answered_from_the_cache(server: Running, m
     for fields in ({"policy_name": "lenient"}, {"policy": Policy(threshold=0.8)}):
         assert (await classify(server, f"{UNSAFE_MARK} it", **fields)).decided_by == DECIDED_BY_MODEL
     assert models.runners["guard"].steps > steps
+    shown = (await server.models.GetModel(GetModelRequest(name="tiny-guard"))).model.verdict_cache
+    assert (shown.hits + shown.misses, shown.entries) == (7, 4)
+    assert shown.hits in (2, 3)  # the two equal items of the batch may have been asked before either was answered
+    assert shown.bytes > 1024 * shown.entries
 
 
 async def test_an_error_is_not_cached(server: Running, models: FakeModels) -> None:
@@ -177,6 +182,8 @@ async def test_the_cache_can_be_switched_off(models: FakeModels) -> None:
     async with running(models, cache_entries=0) as server:
         for _ in range(2):
             assert (await classify(server, "bread")).decided_by == DECIDED_BY_MODEL
+        for model in (await server.models.ListModels(ListModelsRequest())).models:
+            assert not model.HasField("verdict_cache")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from guard.client import (
     ServerFailedError,
     ServerUnavailableError,
     UnsupportedByServerError,
+    VerdictCacheInfo,
     tls_credentials,
 )
 from guard.conversation import Message, Role, Target
@@ -434,6 +435,8 @@ def test_list_models_reads_all_pages(server: FakeServer, client: GuardClient) ->
             state=model_pb2.MODEL_STATE_READY,
             categories=[model_pb2.ModelCategory(code="S1", name="Violent Crimes")],
         )
+        if number:
+            model.verdict_cache.CopyFrom(model_pb2.VerdictCache(hits=5, misses=3, entries=2, bytes=4096))
         return model_pb2.ListModelsResponse(models=[model], next_page_token=str(number + 1) if number < 2 else "")
 
     server.handlers["ListModels"] = page
@@ -442,6 +445,7 @@ def test_list_models_reads_all_pages(server: FakeServer, client: GuardClient) ->
         (f"m{i}", "guard", "ready") for i in range(3)
     ]
     assert models[0].categories == (("S1", "Violent Crimes"),)
+    assert [model.verdict_cache for model in models[:2]] == [None, VerdictCacheInfo(5, 3, 2, 4096)]
 
 
 def test_get_model_needs_a_known_task(server: FakeServer, client: GuardClient) -> None:
