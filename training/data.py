@@ -15,9 +15,9 @@ from guard.conversation import Conversation, Message, Role, Target, check_modera
 from guard.errors import InvalidInputError
 
 HERE: Final = Path(__file__).parent
-#: Texts and refusals written for this project (Apache-2.0): frightening words in harmless questions, plain questions in
-#: 13 languages, and short harmful requests beside them.
-HAND_WRITTEN: Final = HERE / "hand_written.jsonl"
+#: Texts and refusals written for this project (Apache-2.0): frightening words in harmless questions, plain questions and
+#: statements in many languages, answers, and harmful texts beside them.
+HAND_WRITTEN: Final = (HERE / "hand_written.jsonl", *sorted((HERE / "texts").glob("*.jsonl")))
 REFUSALS: Final = HERE / "refusals.txt"
 HAND_WRITTEN_SOURCE: Final = "hand_written"
 #: Unsafe rows of these sources are posts, not requests: nobody refuses them.
@@ -60,13 +60,13 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def hand_written_rows(path: Path = HAND_WRITTEN) -> list[Row]:
-    """The prompts in ``path``: JSON lines of lang, label, categories and text."""
+def hand_written_rows(paths: Iterable[Path] = HAND_WRITTEN) -> list[Row]:
+    """The rows in ``paths``: JSON lines of lang, label, categories and either messages or text, a lone prompt."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in (line for path in paths for line in path.read_text(encoding="utf-8").splitlines()):
         value = json.loads(line)
-        message = {"role": "user", "content": value["text"]}
-        rows.append(_row({**value, "messages": [message], "source": HAND_WRITTEN_SOURCE}))
+        messages = value.get("messages") or [{"role": "user", "content": value["text"]}]
+        rows.append(_row({**value, "messages": messages, "source": HAND_WRITTEN_SOURCE}))
     return rows
 
 

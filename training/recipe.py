@@ -86,7 +86,7 @@ class Recipe:
     #: Most tokens of a conversation's contents; a share of the rows is cut later, so that long texts are seen too.
     short_tokens: int = 96
     long_tokens: int = 320
-    long_share: float = 0.12
+    long_share: float = 0.2
     weak_weight: float = 0.5
     category_weight: float = 0.5
     list_weight: float = 0.3

@@ -64,8 +64,9 @@ def test_a_broken_line_is_named_without_its_text(tmp_path: Path, line: str) -> N
 
 def test_hand_written_rows_are_distinct_and_well_formed() -> None:
     rows = hand_written_rows()
-    texts = [row.conversation.messages[0].content for row in rows]
-    assert len(set(texts)) == len(texts)
+    conversations = [row.conversation for row in rows]
+    assert len(set(conversations)) == len(conversations)
+    assert {(row.target, row.unsafe) for row in rows} == {(target, unsafe) for target in Target for unsafe in (0, 1)}
     for row in rows:
         assert bool(row.categories) == row.unsafe
         assert set(row.categories) <= set(HAZARDS) - {"S14"}
