@@ -1,23 +1,20 @@
 """Does the same text get the same verdict in the one-pass and the exact mode, and alone as beside others?
 
-Reads JSON lines with {"messages": [{"role", "content"}], "target": "prompt" | "response"}. Every row is judged alone in
-both modes, then all rows again together.
+Reads labelled rows as guard eval does. Every row is judged alone in both modes, then all rows again together.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from guard.classifier import Classifier, ClassifyTask
-from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.settings import EngineSettings
 from guard.errors import ModelOutputError
+from guard.evaluation.rows import read_data
 from guard.runtime import load_guard
 from guard.verdict import Judgement, Verdict
 
@@ -41,7 +38,7 @@ def main() -> None:
     """Measures and prints one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--guard", required=True, metavar="DIR")
-    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help=".jsonl or .jsonl.gz")
+    parser.add_argument("--data", required=True, type=Path, metavar="FILE", help="rows, as for guard eval")
     parser.add_argument("--rows", type=int, default=300, metavar="N", help="the first so many (%(default)s)")
     args = parser.parse_args()
     classifier = load_guard(args.guard, EngineSettings(max_queued=args.rows))
@@ -71,14 +68,8 @@ def agreement(classifier: Classifier, tasks: Sequence[ClassifyTask]) -> Agreemen
 
 
 def read_tasks(path: Path) -> list[ClassifyTask]:
-    """One task a line."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return [_task(json.loads(line)) for line in data.splitlines() if line.strip()]
-
-
-def _task(row: dict[str, Any]) -> ClassifyTask:
-    messages = tuple(Message(Role(message["role"]), message["content"]) for message in row["messages"])
-    return ClassifyTask(Conversation(messages), Target(row["target"]))
+    """One task a row; raises what ``read_data`` raises."""
+    return [ClassifyTask(row.conversation, row.target) for row in read_data(path).rows]
 
 
 def _exact(classifier: Classifier, task: ClassifyTask) -> Judgement | None:

@@ -15,7 +15,7 @@ from tests.unit.guard.scripted import BAD_WORD, ROWS, answers, started
 
 
 def rows(path: Path, *texts: str) -> Path:
-    lines = [{"messages": [{"role": "user", "content": text}], "target": "prompt"} for text in texts]
+    lines = [{"messages": [{"role": "user", "content": text}], "label": "safe"} for text in texts]
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     return path
 
