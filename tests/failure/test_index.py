@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
+from tests.failure.claims import LAST, claimed
+
 TESTS = Path(__file__).resolve().parent.parent
 README = Path(__file__).with_name("README.md")
-_CLAIM = re.compile(r"Failure tests? (\d+(?:(?:, | and )\d+)*)")
 
 
 def claims() -> dict[int, set[str]]:
@@ -21,9 +24,8 @@ def claims() -> dict[int, set[str]]:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_"):
                 continue
             if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef):
-                for numbers in _CLAIM.findall(ast.get_docstring(node) or ""):
-                    for number in re.findall(r"\d+", numbers):
-                        found[int(number)].add(path.relative_to(TESTS).as_posix())
+                for number in claimed(ast.get_docstring(node)):
+                    found[number].add(path.relative_to(TESTS).as_posix())
     return found
 
 
@@ -45,3 +47,18 @@ def test_what_tests_claim_is_listed() -> None:
 
 def test_the_input_and_output_faults_are_all_there() -> None:
     assert {11, 12, 13, 14, 15, 16, 22} <= listed().keys()
+
+
+def test_claims_are_read() -> None:
+    assert claimed("Failure test 13. Failure tests 4, 5 and 6: more") == {13, 4, 5, 6}
+    assert claimed(None) == claimed("A failure test") == set()
+    assert max(claims()) <= LAST
+
+
+def test_those_of_one_number_can_be_run() -> None:
+    options = ["--collect-only", "--quiet", "-m", "failure_13", "tests/unit/guard/test_prompt.py"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options], cwd=TESTS.parent, capture_output=True, text=True, check=True
+    )
+    assert "::test_special_tokens_in_a_text_add_no_control_token" in run.stdout
+    assert "::test_prompt_is_byte_exact" not in run.stdout
