@@ -57,8 +57,12 @@ def views(text: str) -> tuple[View, ...]:
 # ---------------------------------------------------------------------------------------------------- normalized
 
 #: Invisible characters outside the general category Cf: fillers, joiners, variation selectors (Unicode's
-#: Default_Ignorable_Code_Point, DerivedCoreProperties.txt).
-_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+#: Default_Ignorable_Code_Point, DerivedCoreProperties.txt); and strokes through and rings around the letter before
+#: them, which no orthography writes as marks (those of signs like "≠" NFKC has composed).
+_IGNORABLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff"
+    "\u0334-\u0338\u20d2\u20d3\u20d8-\u20e5\u20ea\u20eb]"
+)
 _MARK = "[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]"
 _MARKS = re.compile(_MARK)
 #: More marks on one letter than any orthography uses ("Zalgo").
