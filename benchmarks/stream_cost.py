@@ -21,6 +21,7 @@ from benchmarks.latency import cpu_model
 from guard.bundle import open_bundle
 from guard.classifier import Classifier, ClassifyTask
 from guard.conversation import Conversation, Message, Role, Target
+from guard.engine.decode_batch import DecodeBatch
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import Float32, KvCache
 from guard.engine.runner import Runner, load_runner
@@ -52,6 +53,10 @@ class CountingRunner:
         self.seconds += time.perf_counter() - started
         self.tokens += len(token_ids)
         return logits
+
+    def decode(self, batch: DecodeBatch, token_ids: Sequence[int]) -> Float32:
+        """Never needed: a verdict takes no decode step."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def main() -> None:
     bundle = open_bundle(args.guard)
     runner = CountingRunner(load_runner(bundle, args.threads))
     tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
-    classifier = Classifier(bundle, runner, Engine(EngineSettings(), "benchmark"))
+    classifier = Classifier(bundle, runner, Engine(runner, EngineSettings(), "benchmark"))
     list(stream(classifier, _SENTENCE))  # the fixed prompt is computed once, for both
     costs = tuple(measure(classifier, runner, tokenizer, length) for length in args.tokens)
     classifier.close()

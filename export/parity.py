@@ -19,8 +19,9 @@ from guard.bundle.manifest import Parity
 from guard.chat_template import ChatTemplate
 from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.kv_cache import KvCache
-from guard.engine.prefill import prefill
+from guard.engine.prefill import Prefill
 from guard.engine.runner import Runner, load_runner
+from guard.engine.sequence import Forward
 from guard.errors import ParityError
 from guard.policy import Policy
 from guard.prompt import GuardPromptBuilder
@@ -156,13 +157,10 @@ def _guard_cases(guard: GuardFormat, tokenizer: Tokenizer) -> list[_Case]:
 
 def _run(runner: Runner, case: _Case, chunked: bool) -> Float32:
     cache = KvCache(runner.shape, len(case.token_ids))
-    steps = prefill(runner, cache, case.token_ids, case.wanted, _CHUNK if chunked else len(case.token_ids))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as done:
-            logits: Float32 = done.value
-            return logits
+    prefill = Prefill(Forward(cache, case.token_ids, case.wanted))
+    while prefill.left:
+        prefill.step(runner, _CHUNK if chunked else prefill.left)
+    return prefill.logits(runner)
 
 
 def _figures(

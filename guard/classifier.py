@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from guard.bundle import Bundle
 from guard.cache import CacheLimits, VerdictCache
 from guard.conversation import Conversation, Target
-from guard.engine.engine import Engine, Job, Ticket
+from guard.engine.engine import Engine
 from guard.engine.runner import Runner
+from guard.engine.sequence import Job, Ticket
 from guard.errors import InputTooLongError
 from guard.normalize import views
 from guard.phrases import Match
@@ -47,7 +48,7 @@ class Classifier:
         #: Keeps nothing, until it is replaced by one with other limits.
         self.cache = VerdictCache(CacheLimits(), bundle.digest)
         settings = engine.settings
-        self._reader = Reader(runner, guard_format.answer, settings.prefix_bytes, settings.prefill_chunk)
+        self._reader = Reader(runner, guard_format.answer, settings.prefix_bytes)
         tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
         self._scanner = Scanner(GuardPromptBuilder(guard_format, tokenizer), tokenizer, limits or ScanLimits())
 
@@ -105,8 +106,6 @@ class Classifier:
         held = HeldPrompt(self._reader.shape, tokens)
         readings: list[tuple[Reading, Pass]] = []
         for each in passes:
-            if readings:
-                yield
             reading = yield from self._reader.read(each.prompt, task.policy, task.mode, held)
             readings.append((reading, each))
             if reading.verdict is Verdict.UNSAFE:

@@ -1,22 +1,25 @@
-"""Text generation with one instruct bundle: chat template, sampling, stops, streaming."""
+"""Text generation with one instruct bundle: from a task to a prompt, from a prompt to text that streams."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from guard.bundle import Bundle
 from guard.chat_template import ChatTemplate
 from guard.conversation import check_generation_turns
-from guard.engine.engine import Engine, Job, Ticket
+from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
-from guard.engine.prefill import prefill
+from guard.engine.prefix_blocks import PrefixBlocks
 from guard.engine.runner import Runner
 from guard.engine.sampler import Sampler
-from guard.errors import BundleError, InputTooLongError, InvalidInputError, UnsupportedError
-from guard.generation import Choice, Delta, FinishReason, GenerateTask, Generation
-from guard.stops import StopMatcher
+from guard.engine.sequence import Decode, Forward, Job, Ticket
+from guard.errors import BundleError, InputTooLongError, InvalidInputError
+from guard.generation import Delta, GenerateTask, Generation
+from guard.lookup import PromptLookup
 from guard.tokenizer import Tokenizer
+from guard.writer import Vocabulary, Writer
 
 
 class Generator:
@@ -25,11 +28,11 @@ class Generator:
     def __init__(self, bundle: Bundle, runner: Runner, engine: Engine) -> None:
         self.bundle = bundle
         self.engine = engine
-        self._runner = runner
+        self._shape = runner.shape
+        self._prefixes = PrefixBlocks(engine.settings.prefix_bytes)
         tokens = bundle.manifest.tokens
         self._tokenizer = Tokenizer(bundle.tokenizer_path, tokens.control)
-        self._stop_ids = frozenset(tokens.stop)
-        self._token_of_row = {row: token for token, row in runner.rows.items()}
+        self._vocabulary = Vocabulary(self._tokenizer, frozenset(tokens.stop))
         source = bundle.chat_template()
         if source is None:
             raise BundleError("chat_template.jinja: an instruct bundle needs one")
@@ -44,75 +47,98 @@ class Generator:
     def submit(
         self, task: GenerateTask, on_delta: Callable[[Delta], None], deadline: float | None = None
     ) -> Ticket[Generation]:
-        """Queue one text. ``on_delta`` is called on the engine's thread with each piece of text and must not block.
+        """Queue one task. ``on_delta`` is called on the engine's thread with each piece of text and must not block.
 
         Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError. ``deadline`` is in time.monotonic()
         seconds.
         """
-        if task.conversation is None:
-            raise UnsupportedError("prompt")
-        check_generation_turns(task.conversation)
-        prompt = self._tokenizer.encode(self._template.segments(task.conversation, task.today))
-        tokens = len(prompt) + task.max_tokens
-        per_token = self._runner.shape.kv_bytes_per_token
-        limit = min(self.bundle.manifest.shape.max_positions, self.engine.settings.kv_bytes // per_token)
-        if len(prompt) >= limit:
-            raise InputTooLongError("messages", len(prompt), limit - 1)
-        if tokens > limit:
-            raise InvalidInputError(
-                "max_tokens", f"{len(prompt)} prompt tokens + {task.max_tokens} are more than the limit of {limit}"
-            )
+        task.sampling.check_vocabulary(self._shape.vocab_size)
+        prompt = self._prompt(task)
+        self._check_length(task, len(prompt))
 
         def job(ticket: Ticket[Generation]) -> Job[Generation]:
             return self._generate(task, prompt, on_delta, ticket)
 
-        return self.engine.submit(job, kv_bytes=tokens * per_token, deadline=deadline)
+        tokens = task.choices * (len(prompt) + task.max_tokens)
+        return self.engine.submit(job, kv_bytes=tokens * self._shape.kv_bytes_per_token, deadline=deadline)
 
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""
         self.engine.close()
 
+    def _prompt(self, task: GenerateTask) -> list[int]:
+        if task.conversation is None:
+            return self._tokenizer.encode_plain(task.prompt or "")
+        check_generation_turns(task.conversation)
+        return self._tokenizer.encode(self._template.segments(task.conversation, task.today))
+
+    def _check_length(self, task: GenerateTask, prompt_tokens: int) -> None:
+        """Raises InputTooLongError or InvalidInputError when prompt and text do not fit the context or the memory."""
+        field = "prompt" if task.conversation is None else "messages"
+        if prompt_tokens == 0:
+            raise InvalidInputError(field, "has no tokens")
+        affordable = self.engine.settings.kv_bytes // self._shape.kv_bytes_per_token // task.choices
+        limit = min(self.bundle.manifest.shape.max_positions, affordable)
+        if prompt_tokens >= limit:
+            raise InputTooLongError(field, prompt_tokens, limit - 1)
+        if prompt_tokens + task.max_tokens > limit:
+            raise InvalidInputError(
+                "max_tokens", f"{prompt_tokens} prompt tokens + {task.max_tokens} are more than the limit of {limit}"
+            )
+
     def _generate(
         self, task: GenerateTask, prompt: list[int], on_delta: Callable[[Delta], None], ticket: Ticket[Generation]
     ) -> Job[Generation]:
         began = time.monotonic()
-        cache = KvCache(self._runner.shape, len(prompt) + task.max_tokens)
-        sampler, decoder, stops = Sampler(task.sampling), self._tokenizer.stream_decoder(), StopMatcher(task.stop)
-        chunk = self.engine.settings.prefill_chunk
-        logits = (yield from prefill(self._runner, cache, prompt, [len(prompt) - 1], chunk))[0]
-        text: list[str] = []
-        completion, first_token_s = 0, 0.0
-        reason = FinishReason.LENGTH
-        while completion < task.max_tokens:
-            token = self._token_of_row[sampler.choose(logits)]
-            completion += 1
-            if completion == 1:
-                first_token_s = time.monotonic() - ticket.submitted
-            if token in self._stop_ids:
-                reason = FinishReason.STOP
-                break
-            ready = stops.feed(decoder.step(token))
-            if ready:
-                text.append(ready)
-                on_delta(Delta(ready, completion))
-            if stops.matched:
-                reason = FinishReason.STOP_SEQUENCE
-                break
-            if completion < task.max_tokens:
-                yield
-                logits = self._runner.forward(cache, [token], [0])[0]
-        held = stops.flush()
-        if held:
-            text.append(held)
-            on_delta(Delta(held, completion))
+        caches = [KvCache(self._shape, len(prompt) + task.max_tokens) for _ in range(task.choices)]
+        try:
+            cached = self._prefixes.load(prompt, caches[0])
+            rest = prompt[cached:]
+            logits = (yield Forward(caches[0], rest, [len(rest) - 1]))[0]
+            self._prefixes.keep(prompt, caches[0])
+            writers = self._writers(task, prompt, on_delta)
+            for writer, cache in zip(writers, caches, strict=True):
+                if cache is not caches[0]:
+                    cache.copy_from(caches[0])
+                writer.take(logits[None])
+            first_token_s = time.monotonic() - ticket.submitted
+            yield from _write(list(zip(writers, caches, strict=True)))
+        finally:
+            for cache in caches:
+                cache.free()
+        lookup = writers[0].lookup
         return Generation(
-            choices=(Choice("".join(text), reason, completion),),
+            choices=tuple(writer.finish() for writer in writers),
             prompt_tokens=len(prompt),
-            cached_tokens=0,
-            drafted_tokens=0,
-            accepted_tokens=0,
+            cached_tokens=cached,
+            drafted_tokens=lookup.drafted if lookup else 0,
+            accepted_tokens=lookup.accepted if lookup else 0,
             queue_s=ticket.queue_s,
             first_token_s=first_token_s,
             model_s=time.monotonic() - began,
         )
+
+    def _writers(self, task: GenerateTask, prompt: Sequence[int], on_delta: Callable[[Delta], None]) -> list[Writer]:
+        # Several choices decode together, and a draft would only be looked at if one were left: see Decode.
+        lookup = PromptLookup(prompt) if task.prompt_lookup and task.choices == 1 else None
+        writers = []
+        for index in range(task.choices):
+            seed = task.sampling.seed
+            sampling = task.sampling if seed is None else replace(task.sampling, seed=(seed + index) % (1 << 64))
+            writers.append(Writer(task, index, self._vocabulary, Sampler(sampling, prompt), None, lookup, on_delta))
+        return writers
+
+
+def _write(choices: list[tuple[Writer, KvCache]]) -> Job[None]:
+    """Decode all choices together until each is done."""
+    while writing := [(writer, cache) for writer, cache in choices if not writer.done]:
+        draft = writing[0][0].draft() if len(writing) == 1 else ()
+        lengths = [cache.length for _, cache in writing]
+        logits = yield Decode(tuple(cache for _, cache in writing), tuple(writer.token for writer, _ in writing), draft)
+        verified = draft if len(logits) > len(writing) else ()
+        for index, (writer, cache) in enumerate(writing):
+            right = writer.take(logits[index : index + 1 + len(verified)], verified)
+            cache.truncate(lengths[index] + 1 + right)
+            if writer.done:
+                cache.free()

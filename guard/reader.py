@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from guard.bundle.guard_format import AnswerTokens
 from guard.bundle.manifest import ModelShape
-from guard.engine.engine import Job
 from guard.engine.kv_cache import KvCache, PrefixStore
-from guard.engine.prefill import prefill
 from guard.engine.runner import Float32, Runner
+from guard.engine.sequence import Forward, Job
 from guard.errors import ModelOutputError
 from guard.policy import Policy
 from guard.prompt import GuardPrompt, common_prefix
@@ -60,12 +58,11 @@ class HeldPrompt:
 class Reader:
     """Reads one guard model's answers. Used from the engine's thread only."""
 
-    def __init__(self, runner: Runner, answer: AnswerTokens, prefix_bytes: int, prefill_chunk: int) -> None:
+    def __init__(self, runner: Runner, answer: AnswerTokens, prefix_bytes: int) -> None:
         self.shape = runner.shape
-        self._runner = runner
+        self._rows = runner.rows
         self._answer = answer
         self._prefixes = PrefixStore(prefix_bytes)
-        self._chunk = prefill_chunk
 
     @property
     def answer_room(self) -> int:
@@ -76,14 +73,12 @@ class Reader:
 
     def read(self, prompt: GuardPrompt, policy: Policy, mode: Mode, held: HeldPrompt) -> Job[Reading]:
         """Judge one prompt; ``held`` may hold an earlier one and holds this one afterwards."""
-        answer, rows, cache = self._answer, self._runner.rows, held.cache
+        answer, rows, cache = self._answer, self._rows, held.cache
         cached = yield from self._start(held, prompt)
         # The continuation "unsafe, ..." is part of the same pass: its logits tell the categories for a few tokens more.
         question = [*prompt.token_ids[cache.length :], *answer.before_verdict]
         forced = [answer.unsafe, *answer.before_category]
-        logits = yield from self._prefill(
-            cache, [*question, *forced], [len(question) - 1, len(question) + len(forced) - 1]
-        )
+        logits = yield Forward(cache, [*question, *forced], [len(question) - 1, len(question) + len(forced) - 1])
         unsafe = unsafe_probability(logits[0], rows, answer.safe, answer.unsafe)
         shares = category_probabilities(logits[1], rows, answer.categories)
         named: tuple[str, ...] = ()
@@ -110,13 +105,13 @@ class Reader:
         if stored is not None:
             cache.load_prefix(stored)
             return stored.length
-        yield from self._prefill(cache, prefix_ids, [])
+        yield Forward(cache, prefix_ids, [])
         self._prefixes.keep(prefix_ids, cache)
         return 0
 
     def _decode_list(self, cache: KvCache, logits: Float32) -> Job[tuple[str, ...]]:
         """Greedy decode of the category list from the logits at its start: category, (separator, category)*, end."""
-        answer, rows = self._answer, self._runner.rows
+        answer, rows = self._answer, self._rows
         codes = {token: code for code, token in answer.categories.items()}
         named: list[str] = []
         token = next_token(logits, rows)
@@ -125,17 +120,10 @@ class Reader:
             if code is None or code in named:
                 raise ModelOutputError("the model's category list cannot be read")
             named.append(code)
-            yield
-            logits = self._runner.forward(cache, [token], [0])[0]
-            token = next_token(logits, rows)
+            token = next_token((yield Forward(cache, [token], [0]))[0], rows)
             if token == answer.end:
                 return tuple(named)
             for expected in answer.separator:
                 if token != expected:
                     raise ModelOutputError("the model's category list cannot be read")
-                yield
-                logits = self._runner.forward(cache, [token], [0])[0]
-                token = next_token(logits, rows)
-
-    def _prefill(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Job[Float32]:
-        return prefill(self._runner, cache, token_ids, wanted, self._chunk)
+                token = next_token((yield Forward(cache, [token], [0]))[0], rows)

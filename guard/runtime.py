@@ -17,13 +17,13 @@ from guard.generator import Generator
 def load_guard(directory: str | os.PathLike[str], settings: EngineSettings) -> Classifier:
     """Open, verify and load a guard bundle; raises BundleError naming what is wrong with it."""
     bundle, runner = _load(directory, "guard", settings)
-    return Classifier(bundle, runner, Engine(settings, bundle.manifest.name))
+    return Classifier(bundle, runner, Engine(runner, settings, bundle.manifest.name))
 
 
 def load_instruct(directory: str | os.PathLike[str], settings: EngineSettings) -> Generator:
     """Open, verify and load an instruct bundle; raises BundleError naming what is wrong with it."""
     bundle, runner = _load(directory, "instruct", settings)
-    return Generator(bundle, runner, Engine(settings, bundle.manifest.name))
+    return Generator(bundle, runner, Engine(runner, settings, bundle.manifest.name))
 
 
 def _load(directory: str | os.PathLike[str], task: str, settings: EngineSettings) -> tuple[Bundle, Runner]:

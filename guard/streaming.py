@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from guard.conversation import Conversation, Message, Target
 from guard.cutter import BYTES_PER_TOKEN, TextCutter
-from guard.engine.engine import Engine, Job, Ticket
+from guard.engine.engine import Engine
+from guard.engine.sequence import Job, Ticket
 from guard.errors import CancelledError, InputTooLongError, InvalidInputError
 from guard.normalize import ViewKind, views
 from guard.phrases import Match

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as HfTokenizer
 
 from guard.bundle.manifest import ModelShape
+from guard.engine.decode_batch import DecodeBatch
 from guard.engine.kv_cache import KvCache
 
 Float32 = npt.NDArray[np.float32]
@@ -63,6 +64,10 @@ class FakeRunner:
         cache.length = start + len(token_ids)
         seen = tuple(int(token) for token in memory[: cache.length])
         return np.stack([self._answers(seen[: start + index + 1]) for index in wanted])
+
+    def decode(self, batch: DecodeBatch, token_ids: Sequence[int]) -> Float32:
+        steps = zip(batch.caches, token_ids, strict=True)
+        return np.concatenate([self.forward(cache, [token], [0]) for cache, token in steps])
 
 
 def logits_for(scores: Mapping[int, float], rows: Mapping[int, int]) -> Float32:

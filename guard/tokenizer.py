@@ -51,6 +51,13 @@ class Tokenizer:
             raise BundleError("tokenizer.json: encodes ordinary text to a control token")
         return ids
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of a text that begins a document: what the tokenizer puts before it (Llama 3's begin of text), then
+        the text, in which nothing is a control token.
+        """
+        before: list[int] = self._tokenizer.encode("", add_special_tokens=True).ids
+        return before + self.encode_text(text)
+
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Start and end, in characters, of each token of ``text``."""
         spans: list[tuple[int, int]] = self._tokenizer.encode_batch([text], add_special_tokens=False)[0].offsets

@@ -6,12 +6,13 @@ from typing import Any
 
 import grpc.aio
 
-from guard.engine.engine import Ticket
 from guard.engine.sampler import SamplingParams
+from guard.engine.sequence import Ticket
 from guard.generation import Generation
 from guard.v1 import generation_pb2, generation_pb2_grpc
-from server import call, convert, tickets
-from server.feed import Feed, sent
+from server import call, convert_generation, tickets
+from server.convert_generation import GenerateRequest
+from server.feed import Feed, Piece, sent
 from server.registry import Registry
 from server.settings import Settings
 from server.tickets import Submitter
@@ -35,7 +36,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         name, ticket = await self._submit(request, None)
         generation = await tickets.result(ticket)
         first_token_s = _first_token_s(generation, ticket, this.started)
-        return convert.generate_response(generation, name, this.request_id, first_token_s, this.elapsed_s)
+        return convert_generation.generate_response(generation, name, this.request_id, first_token_s, this.elapsed_s)
 
     async def StreamGenerate(  # noqa: N802
         self, request: generation_pb2.StreamGenerateRequest, context: _Context
@@ -47,22 +48,24 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         try:
             first = generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name)
             await sent(context.write(first), self._settings.stream_idle_s)
-            while (piece := await feed.take()) is not None:
-                part = generation_pb2.StreamGenerateResponse(text=piece.text, token_count=piece.tokens)
-                await sent(context.write(part), self._settings.stream_idle_s)
+            pieces: list[Piece] = []
+            while ready := await feed.take():
+                for piece in ready:
+                    await sent(context.write(convert_generation.stream_response(piece)), self._settings.stream_idle_s)
+                pieces += ready
             generation = await tickets.result(ticket)
             first_token_s = _first_token_s(generation, ticket, this.started)
-            last = convert.last_stream_response(generation, first_token_s, this.elapsed_s)
-            await sent(context.write(last), self._settings.stream_idle_s)
+            for end in convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s):
+                await sent(context.write(end), self._settings.stream_idle_s)
         finally:
             ticket.cancel()
 
-    async def _submit(self, request: convert.GenerateRequest, feed: Feed | None) -> tuple[str, Ticket[Generation]]:
+    async def _submit(self, request: GenerateRequest, feed: Feed | None) -> tuple[str, Ticket[Generation]]:
         """Submit the request, its text going to ``feed``; returns the model's name and the ticket."""
         entry, generator = self._registry.instruct(request.model)
         settings, defaults = self._settings, entry.manifest.generation
         context_tokens = entry.manifest.shape.max_positions
-        task = convert.generate_task(
+        task = convert_generation.generate_task(
             request,
             SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k) if defaults else SamplingParams(),
             default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),

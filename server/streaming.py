@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc.aio
 
-from guard.engine.engine import Ticket
+from guard.engine.sequence import Ticket
 from guard.errors import GuardError, InvalidInputError
 from guard.policies import PolicyBook
 from guard.streaming import Check, StreamSession

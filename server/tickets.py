@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from guard.engine.engine import Ticket
+from guard.engine.sequence import Ticket
 
 T = TypeVar("T")
 #: Requests of more bytes are large: tokenizing takes about a tenth of a second from here on.

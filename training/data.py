@@ -15,8 +15,8 @@ from guard.conversation import Conversation, Message, Role, Target, check_modera
 from guard.errors import InvalidInputError
 
 HERE: Final = Path(__file__).parent
-#: Texts and refusals written for this project (Apache-2.0): frightening words in harmless questions, plain questions and
-#: statements in many languages, answers, and harmful texts beside them.
+#: Texts and refusals written for this project (Apache-2.0): harmless questions with frightening words, plain questions
+#: and statements in many languages, answers, and harmful texts beside them.
 HAND_WRITTEN: Final = (HERE / "hand_written.jsonl", *sorted((HERE / "texts").glob("*.jsonl")))
 REFUSALS: Final = HERE / "refusals.txt"
 HAND_WRITTEN_SOURCE: Final = "hand_written"

@@ -1,8 +1,8 @@
-"""The engine: one thread that steps jobs in turn, one model step at a time.
+"""The engine: one thread that runs one model's jobs, within limits of number and memory.
 
-A job is a generator that yields after each model step (a prefill chunk, a decode step) and returns its result. Taking
-turns keeps a short classification from waiting behind a long generation; a cancelled or late job is closed before its
-next step, and its ``finally`` frees its KV cache.
+ONNX Runtime uses all the cores in one call, so models are not run in parallel: jobs ask for model steps, and the
+scheduler serves them together or in turn. A cancelled or late job is closed before its next step, which frees its KV
+cache.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable
+from typing import Any
 
+from guard.engine.budget import KvBudget
+from guard.engine.runner import Runner
+from guard.engine.scheduler import Scheduler
+from guard.engine.sequence import Job, T, Ticket
 from guard.engine.settings import EngineSettings
-from guard.errors import CancelledError, DeadlineError, GuardError, InputTooLongError, OverloadedError, UnavailableError
-
-T = TypeVar("T")
-Job = Generator[None, None, T]
+from guard.errors import CancelledError, DeadlineError, InputTooLongError, OverloadedError, UnavailableError
 
 
 def retry_after(seconds: float) -> float:
@@ -26,86 +26,17 @@ def retry_after(seconds: float) -> float:
     return min(max(seconds, 0.1), 30.0)
 
 
-class Ticket(Generic[T]):
-    """A job's place in the engine. ``future`` gets its result or its error; ``cancel`` stops it within one step."""
-
-    def __init__(self, job: Callable[[Ticket[T]], Job[T]], kv_bytes: int, deadline: float | None) -> None:
-        self.future: Future[T] = Future()
-        self.kv_bytes = kv_bytes
-        self.deadline = deadline  # time.monotonic() seconds
-        self.submitted = time.monotonic()
-        self.started: float | None = None
-        self._job = job
-        self._steps: Job[T] | None = None
-        self._cancelled = threading.Event()
-
-    @classmethod
-    def finished(cls, result: T) -> Ticket[T]:
-        """A ticket whose future has ``result`` already: there is nothing to run."""
-        ticket = cls(_nothing, 0, None)
-        ticket.future.set_result(result)
-        return ticket
-
-    def cancel(self) -> None:
-        """Ask for a stop; harmless when the job has ended."""
-        self._cancelled.set()
-
-    @property
-    def queue_s(self) -> float:
-        """Seconds from submission to the first step."""
-        return (self.started or time.monotonic()) - self.submitted
-
-    def step(self) -> bool:
-        """Run one model step; True when the job has ended, one way or another."""
-        try:
-            if self._steps is None and not self.future.set_running_or_notify_cancel():
-                return True
-            if (reason := self.unwanted()) is not None:
-                raise reason
-            if self._steps is None:
-                self.started = time.monotonic()
-                self._steps = self._job(self)
-            next(self._steps)
-        except StopIteration as stop:
-            self.future.set_result(stop.value)
-            return True
-        except Exception as error:  # noqa: BLE001 - whatever a job raises belongs to its caller, not to the engine
-            self.fail(error)
-            return True
-        return False
-
-    def fail(self, error: BaseException) -> None:
-        """End the job with ``error``, freeing what it holds."""
-        if self._steps is not None:
-            self._steps.close()
-        if self.future.done():
-            return
-        if self.future.running() or self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-    def unwanted(self) -> GuardError | None:
-        """Why nobody needs the result any more, if so."""
-        if self._cancelled.is_set():
-            return CancelledError("the caller went away")
-        if self.deadline is not None and time.monotonic() >= self.deadline:
-            return DeadlineError("the deadline passed before the answer was ready")
-        return None
-
-
-def _nothing(ticket: Ticket[T]) -> Job[T]:
-    raise AssertionError("a finished ticket is not run")
-
-
 class Engine:
     """Runs jobs on its own thread within the limits of its settings."""
 
-    def __init__(self, settings: EngineSettings, name: str) -> None:
+    def __init__(self, runner: Runner, settings: EngineSettings, name: str) -> None:
         self.settings = settings
         self._queued: deque[Ticket[Any]] = deque()
-        self._active: deque[Ticket[Any]] = deque()
-        self._changed = threading.Condition()
+        self._scheduler = Scheduler(runner, settings, time.monotonic)
+        self._budget = KvBudget(settings.kv_bytes)
+        self._active = 0
+        self._changed = threading.Condition()  # over the queue, the budget and the number of active jobs
         self._closed = False
-        self._held_bytes = 0
         self._job_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
@@ -133,7 +64,7 @@ class Engine:
                 self._queued.append(ticket)
                 self._changed.notify()
         for other in unwanted:
-            other.fail(other.unwanted() or CancelledError("the caller went away"))
+            _end(other, other.unwanted() or CancelledError("the caller went away"))
         if full:
             raise OverloadedError(f"{self.settings.max_queued} requests are waiting, the limit", retry_after(wait))
         return ticket
@@ -141,14 +72,13 @@ class Engine:
     def hold(self, kv_bytes: int) -> None:
         """Reserve KV cache across jobs, until ``release``. Raises OverloadedError when so much is not free now."""
         with self._changed:
-            if kv_bytes > self._free_kv_bytes():
+            if not self._budget.take(kv_bytes):
                 raise OverloadedError("the KV cache has no room", retry_after(self._job_seconds))
-            self._held_bytes += kv_bytes
 
     def release(self, kv_bytes: int) -> None:
         """Give back what ``hold`` reserved."""
         with self._changed:
-            self._held_bytes -= kv_bytes
+            self._budget.give(kv_bytes)
             self._changed.notify()
 
     @property
@@ -160,13 +90,19 @@ class Engine:
     def kv_bytes_in_use(self) -> int:
         """Bytes of KV cache reserved by active jobs and held across jobs."""
         with self._changed:
-            return self.settings.kv_bytes - self._free_kv_bytes()
+            return self._budget.used
+
+    @property
+    def kv_bytes_peak(self) -> int:
+        """The most bytes of KV cache that were ever reserved at once."""
+        with self._changed:
+            return self._budget.peak
 
     @property
     def jobs(self) -> int:
         """Jobs waiting or active."""
         with self._changed:
-            return len(self._queued) + len(self._active)
+            return len(self._queued) + self._active
 
     def close(self) -> None:
         """Stop after the current step; jobs that have not ended fail with UnavailableError."""
@@ -178,47 +114,52 @@ class Engine:
     def _run(self) -> None:
         error: BaseException = UnavailableError("the engine was stopped")
         try:
-            while self._wait_for_work():
-                ticket = self._active[0]
-                ended = ticket.step()
-                with self._changed:
-                    self._active.popleft()
-                    if ended:
-                        self._job_seconds = time.monotonic() - (ticket.started or ticket.submitted)
-                    else:
-                        self._active.append(ticket)
+            while (starting := self._wait_for_work()) is not None:
+                self._scheduler.round(starting)
+                self._retire(self._scheduler.take_ended())
         except BaseException:  # a bug in the loop itself: nobody may be left waiting
             error = UnavailableError("the engine stopped unexpectedly")
             raise
         finally:
             self._fail_all(error)
 
-    def _wait_for_work(self) -> bool:
+    def _wait_for_work(self) -> list[Ticket[Any]] | None:
+        """The jobs to start now, once there is anything to do; None when the engine is closed."""
         with self._changed:
             while not self._closed:
-                self._activate()
-                if self._active:
-                    return True
+                starting = self._take_fitting()
+                if starting or self._active:
+                    self._active += len(starting)
+                    return starting
                 self._changed.wait()
-            return False
+            return None
 
-    def _activate(self) -> None:
-        """Move jobs from the queue, in order, while they fit.
+    def _take_fitting(self) -> list[Ticket[Any]]:
+        """Take jobs from the queue, in order, while they fit.
 
         The queue's head is never overtaken by a job that needs memory, so none starves; jobs that need none (their
         caller holds it) may pass, or a caller that holds memory and a head that waits for it would wait for each
         other.
         """
-        free = self._free_kv_bytes()
+        starting: list[Ticket[Any]] = []
         waiting: deque[Ticket[Any]] = deque()
-        while self._queued and len(self._active) < self.settings.max_active:
+        while self._queued and self._active + len(starting) < self.settings.max_active:
             ticket = self._queued.popleft()
-            if ticket.kv_bytes > (0 if waiting else free):
+            if (waiting and ticket.kv_bytes) or not self._budget.take(ticket.kv_bytes):
                 waiting.append(ticket)
-                continue
-            free -= ticket.kv_bytes
-            self._active.append(ticket)
+            else:
+                starting.append(ticket)
         self._queued.extendleft(reversed(waiting))
+        return starting
+
+    def _retire(self, tickets: list[Ticket[Any]]) -> None:
+        with self._changed:
+            for ticket in tickets:
+                self._active -= 1
+                self._budget.give(ticket.kv_bytes)
+                self._job_seconds = time.monotonic() - (ticket.started or ticket.submitted)
+        for ticket in tickets:
+            ticket.settle()
 
     def _take_unwanted(self) -> list[Ticket[Any]]:
         """Remove from the queue what was cancelled or is late: it would never run, and others may have its place."""
@@ -226,14 +167,15 @@ class Engine:
         self._queued = deque(ticket for ticket in self._queued if ticket not in unwanted)
         return unwanted
 
-    def _free_kv_bytes(self) -> int:
-        return self.settings.kv_bytes - self._held_bytes - sum(ticket.kv_bytes for ticket in self._active)
-
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            left = [*self._active, *self._queued]
-            self._active.clear()
+            left = [*self._scheduler.tickets, *self._queued]
             self._queued.clear()
         for ticket in left:
-            ticket.fail(error)
+            _end(ticket, error)
+
+
+def _end(ticket: Ticket[Any], error: BaseException) -> None:
+    ticket.fail(error)
+    ticket.settle()

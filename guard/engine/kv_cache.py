@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guard.bundle.manifest import ModelShape
+from guard.engine.pages import Pages
 from guard.errors import InputTooLongError
 
 Float32 = npt.NDArray[np.float32]
@@ -23,8 +24,19 @@ class KvCache:
     def __init__(self, shape: ModelShape, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
-        size = (1, shape.kv_heads, capacity, shape.head_dim)
-        self.arrays: list[Float32] = [np.zeros(size, np.float32) for _ in range(2 * shape.layers)]
+        self.freed = False
+        self._pages = Pages((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim))
+        self.arrays: list[Float32] = list(self._pages.array)
+
+    def free(self) -> None:
+        """Nobody will use this cache any more: its memory may go back."""
+        self.freed = True
+
+    def move(self, index: int, home: Float32) -> None:
+        """Let ``arrays[index]`` live in ``home`` [1, kv_heads, at least capacity, head_dim] from now on."""
+        home[:, :, : self.length] = self.arrays[index][:, :, : self.length]
+        self.arrays[index] = home
+        self._pages.release(index)
 
     def grow_to(self, tokens: int) -> None:
         """Check that ``tokens`` fit; raises InputTooLongError otherwise."""
@@ -37,6 +49,13 @@ class KvCache:
         for array, kept in zip(self.arrays, prefix.arrays, strict=True):
             array[:, :, : prefix.length] = kept
         self.length = prefix.length
+
+    def copy_from(self, other: KvCache) -> None:
+        """Hold what ``other`` holds."""
+        self.grow_to(other.length)
+        for array, source in zip(self.arrays, other.arrays, strict=True):
+            array[:, :, : other.length] = source[:, :, : other.length]
+        self.length = other.length
 
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first ``length``."""

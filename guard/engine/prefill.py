@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-
 import numpy as np
-import numpy.typing as npt
 
-from guard.engine.kv_cache import KvCache
 from guard.engine.runner import Runner
+from guard.engine.sequence import Float32, Forward
 
-Float32 = npt.NDArray[np.float32]
 
+class Prefill:
+    """A ``Forward`` as far as it has been computed."""
 
-def prefill(
-    runner: Runner, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int], chunk: int
-) -> Generator[None, None, Float32]:
-    """Append ``token_ids`` to ``cache``, yielding between chunks of at most ``chunk`` tokens.
+    def __init__(self, request: Forward) -> None:
+        self._request = request
+        self._done = 0
+        self._logits: list[Float32] = []
 
-    Returns the logits float32 [len(wanted), rows] at the (ascending) indexes ``wanted`` of ``token_ids``.
-    """
-    parts: list[Float32] = []
-    for start in range(0, len(token_ids), chunk):
-        if start:
-            yield
-        piece = token_ids[start : start + chunk]
-        here = [index - start for index in wanted if start <= index < start + len(piece)]
+    @property
+    def left(self) -> int:
+        """Tokens that are still to be computed."""
+        return len(self._request.token_ids) - self._done
+
+    def step(self, runner: Runner, size: int) -> int:
+        """Compute the next chunk of about ``size`` tokens; returns how many it was.
+
+        The last chunk is never a single token, which the attention kernel would round differently: so what a prompt
+        gives does not depend on how it was cut.
+        """
+        request, start = self._request, self._done
+        end = start + size if self.left > size + 1 else len(request.token_ids)
+        here = [index - start for index in request.wanted if start <= index < end]
         # The graph wants at least one position; a chunk that needs none computes its last and drops it.
-        logits = runner.forward(cache, piece, here or [len(piece) - 1])
+        logits = runner.forward(request.cache, request.token_ids[start:end], here or [end - start - 1])
         if here:
-            parts.append(logits)
-    return np.concatenate(parts) if parts else np.empty((0, len(runner.rows)), np.float32)
+            self._logits.append(logits)
+        self._done = end
+        return end - start
+
+    def logits(self, runner: Runner) -> Float32:
+        """What the request asked for, float32 [len(wanted), rows], once nothing is left."""
+        return np.concatenate(self._logits) if self._logits else np.empty((0, len(runner.rows)), np.float32)

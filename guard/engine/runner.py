@@ -12,6 +12,7 @@ import onnxruntime as ort
 from guard.bundle import Bundle
 from guard.bundle.manifest import ModelShape
 from guard.engine.cpus import available_cpus
+from guard.engine.decode_batch import DecodeBatch
 from guard.engine.kv_cache import KvCache
 from guard.errors import BundleError
 
@@ -28,6 +29,11 @@ class Runner(Protocol):
     def forward(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Float32:
         """Append ``token_ids`` to ``cache`` and return the logits float32 [len(wanted), rows] at the given indexes of
         them.
+        """
+
+    def decode(self, batch: DecodeBatch, token_ids: Sequence[int]) -> Float32:
+        """Append one token to each cache of ``batch``, in its order; returns logits float32 [caches, rows], the same as
+        each cache would have given alone.
         """
 
 
@@ -69,23 +75,45 @@ class GqaRunner:
     def forward(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Float32:
         total = cache.length + len(token_ids)
         cache.grow_to(total)
+        positions = np.array([wanted], np.int64)
+        logits: Float32 = self._run(cache.arrays, np.array([token_ids], np.int64), [total], positions)[0]
+        cache.length = total
+        return logits
+
+    def decode(self, batch: DecodeBatch, token_ids: Sequence[int]) -> Float32:
+        totals = [cache.length + 1 for cache in batch.caches]
+        for cache, total in zip(batch.caches, totals, strict=True):
+            cache.grow_to(total)
+        tokens = np.array(token_ids, np.int64)[:, None]
+        logits: Float32 = self._run(batch.arrays(), tokens, totals, np.zeros((len(totals), 1), np.int64))[:, 0]
+        for cache, total in zip(batch.caches, totals, strict=True):
+            cache.length = total
+        return logits
+
+    def _run(
+        self,
+        arrays: Sequence[Float32],
+        token_ids: npt.NDArray[np.int64],
+        totals: Sequence[int],
+        wanted: npt.NDArray[np.int64],
+    ) -> Float32:
+        """One call of the graph: logits float32 [batch, wanted, rows]; ``totals`` are the lengths after it."""
         binding = self._session.io_binding()
         inputs = {
-            "input_ids": np.array([token_ids], np.int64),
-            "seqlens_k": np.array([total - 1], np.int32),
-            "total_sequence_length": np.array(total, np.int32),
-            "logit_positions": np.array([wanted], np.int64),
+            "input_ids": token_ids,
+            "seqlens_k": np.array(totals, np.int32) - 1,
+            "total_sequence_length": np.array(max(totals), np.int32),
+            "logit_positions": wanted,
         }
         for name, value in inputs.items():
             binding.bind_cpu_input(name, value)
         binding.bind_output("logits")  # first, so that it is the first of get_outputs()
-        for (past, present), array in zip(self._past, cache.arrays, strict=True):
+        for (past, present), array in zip(self._past, arrays, strict=True):
             memory = ort.OrtValue.ortvalue_from_numpy(array)  # shares the array's memory
             binding.bind_ortvalue_input(past, memory)
             binding.bind_ortvalue_output(present, memory)
         self._session.run_with_iobinding(binding)
-        cache.length = total
-        logits: Float32 = binding.get_outputs()[0].numpy()[0]
+        logits: Float32 = binding.get_outputs()[0].numpy()
         return logits
 
 
@@ -118,6 +146,11 @@ class ConcatRunner:
         cache.length = total
         result: Float32 = logits[0, list(wanted)]
         return result
+
+    def decode(self, batch: DecodeBatch, token_ids: Sequence[int]) -> Float32:
+        # The graph copies the whole past at every step, so there is little to gain by stepping several together.
+        steps = zip(batch.caches, token_ids, strict=True)
+        return np.concatenate([self.forward(cache, [token], [0]) for cache, token in steps])
 
 
 def _head_rows(shape: ModelShape, head: Sequence[int] | None) -> dict[int, int]:

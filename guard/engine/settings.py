@@ -11,7 +11,7 @@ class EngineSettings:
 
     ``threads``: ONNX Runtime's intra-op threads; 0 = the container's CPU quota. ``max_queued`` and ``max_active`` count
     jobs; ``kv_bytes`` bounds the KV caches of active jobs; ``prefix_bytes`` those kept for reuse. ``prefill_chunk``:
-    tokens a step may prefill, which bounds how long others wait.
+    the most tokens that a step may prefill; while other jobs are active, as many as take about ``step_s`` seconds.
     """
 
     threads: int = 0
@@ -20,3 +20,4 @@ class EngineSettings:
     kv_bytes: int = 512 << 20
     prefix_bytes: int = 64 << 20
     prefill_chunk: int = 256
+    step_s: float = 0.15

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from guard.classifier import Classifier, ClassifyTask, Mode
-from guard.engine.engine import Ticket
+from guard.engine.sequence import Ticket
 from guard.errors import DeadlineError, InvalidInputError, ModelOutputError, UnsupportedError
 from guard.evaluation.predictions import Judge, Prediction, PredictionLog
 from guard.evaluation.rows import Row

@@ -39,13 +39,11 @@ class FakeModels:
         if self.fail:
             raise BundleError("model.onnx: the hash differs")
         bundle = write_bundle(self.directory / directory.name, task)
-        engine = Engine(settings, task)
         tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
-        if task == "guard":
-            runner = self.runners[task] = FakeRunner(guard_answers(tokenizer), step_seconds=self.step_seconds)
-            return Classifier(bundle, runner, engine)
-        runner = self.runners[task] = FakeRunner(instruct_answers(tokenizer), step_seconds=self.step_seconds)
-        return Generator(bundle, runner, engine)
+        answers = guard_answers(tokenizer) if task == "guard" else instruct_answers(tokenizer)
+        runner = self.runners[task] = FakeRunner(answers, step_seconds=self.step_seconds)
+        engine = Engine(runner, settings, task)
+        return Classifier(bundle, runner, engine) if task == "guard" else Generator(bundle, runner, engine)
 
 
 class guard_answers:  # noqa: N801 - used like a function

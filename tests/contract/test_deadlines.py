@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from guard.engine.engine import Ticket
+from guard.engine.sequence import Ticket
 from guard.errors import CancelledError
 from guard.generation import GenerateTask, Generation
 from guard.v1.generation_pb2 import GenerateRequest, StreamGenerateRequest

@@ -39,8 +39,8 @@ def started(
     limits: ScanLimits | None = None,
 ) -> Iterator[tuple[Classifier, FakeRunner]]:
     """A classifier over a scripted runner, closed at the end."""
-    engine = Engine(settings or EngineSettings(prefill_chunk=200), "test")
     runner = FakeRunner(answer, rows=ROWS)
+    engine = Engine(runner, settings or EngineSettings(prefill_chunk=200), "test")
     classifier = Classifier(write_bundle(directory, "guard"), runner, engine, limits)
     try:
         yield classifier, runner

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from guard.engine.engine import Engine, Job, Ticket
+from guard.engine.engine import Engine
+from guard.engine.sequence import Float32, Job, Ticket
 from guard.engine.settings import EngineSettings
 from guard.errors import (
     CancelledError,
@@ -16,13 +17,18 @@ from guard.errors import (
     OverloadedError,
     UnavailableError,
 )
+from guard.testing import FakeRunner
 
 WAIT = 10.0
 
 
+def no_model(seen: tuple[int, ...]) -> Float32:
+    raise AssertionError("these jobs ask for no model step")
+
+
 @pytest.fixture
 def engine() -> Iterator[Engine]:
-    engine = Engine(EngineSettings(max_queued=3, max_active=2, kv_bytes=100), "test")
+    engine = Engine(FakeRunner(no_model), EngineSettings(max_queued=3, max_active=2, kv_bytes=100), "test")
     yield engine
     engine.close()
 
@@ -45,7 +51,7 @@ class Steps:
                 self.done += 1
                 if self._log is not None:
                     self._log.append(self._name)
-                yield
+                yield None
             return self.done
         finally:
             self.closed = True
@@ -64,7 +70,7 @@ def idle(engine: Engine) -> bool:
 
 def test_result_and_error_reach_the_caller(engine: Engine) -> None:
     def failing(ticket: Ticket[int]) -> Job[int]:
-        yield
+        yield None
         raise ModelOutputError("broken")
 
     steps = Steps(2)

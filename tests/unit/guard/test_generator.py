@@ -33,10 +33,9 @@ def generator(tmp_path: Path) -> Iterator[Generator]:
         told = len(seen) - 1 - max(index for index, token in enumerate(seen) if token == header) - len("assistant\n")
         return logits_for({story[told] if told < len(story) else IM_END: 9.0}, ROWS)
 
-    engine = Engine(EngineSettings(prefill_chunk=8, kv_bytes=1 << 20), "test")
-    generator = Generator(
-        write_bundle(tmp_path / "bundle", "instruct"), FakeRunner(answers, step_seconds=0.001), engine
-    )
+    runner = FakeRunner(answers, step_seconds=0.001)
+    engine = Engine(runner, EngineSettings(prefill_chunk=8, kv_bytes=1 << 20), "test")
+    generator = Generator(write_bundle(tmp_path / "bundle", "instruct"), runner, engine)
     yield generator
     generator.close()
 

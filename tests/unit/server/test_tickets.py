@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.engine.engine import Ticket
+from guard.engine.sequence import Ticket
 from guard.errors import ModelOutputError
 from server import tickets
 from server.tickets import LARGE_BYTES, Submitter

@@ -1,0 +1,40 @@
+"""Memory for KV caches, straight from the system and straight back to it.
+
+numpy's own memory comes from malloc, which keeps what it once had, and asks for 2 MiB pages where the system has them:
+a cache of which ten tokens are used would then be resident as a whole.
+"""
+
+from __future__ import annotations
+
+import mmap
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+
+_ITEM = np.dtype(np.float32).itemsize
+# Linux only, as is the release of the pages; elsewhere the memory is as good, and freed with the array.
+_NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
+_RELEASE = getattr(mmap, "MADV_DONTNEED", None)
+
+
+class Pages:
+    """float32 zeros of ``shape`` in ``array``; a page is resident once it is written to."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._memory = mmap.mmap(-1, max(1, prod(shape)) * _ITEM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if _NO_HUGE_PAGES is not None:
+            self._memory.madvise(_NO_HUGE_PAGES)
+        self.array: Float32 = np.frombuffer(self._memory, np.float32, prod(shape)).reshape(shape)
+
+    def release(self, row: int) -> None:
+        """Give the pages of ``array[row]`` back to the system; what it held is lost, and may or may not read as 0."""
+        if _RELEASE is None:
+            return
+        size = prod(self.array.shape[1:]) * _ITEM
+        start = -(-row * size // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (row + 1) * size // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            self._memory.madvise(_RELEASE, start, end - start)

@@ -1,0 +1,149 @@
+"""What the engine runs: jobs that ask for model steps, and the tickets that their callers hold."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from guard.engine.kv_cache import KvCache
+from guard.errors import CancelledError, DeadlineError, GuardError
+
+T = TypeVar("T")
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Append ``token_ids`` to ``cache``. The job is sent the logits float32 [len(wanted), rows] after the tokens at the
+    (ascending) indexes ``wanted``. Many tokens are computed in chunks, between other jobs' steps.
+    """
+
+    cache: KvCache
+    token_ids: Sequence[int]
+    wanted: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Append one token to each of ``caches``. The job is sent the logits float32 [len(caches), rows].
+
+    With a single cache, ``draft`` may propose what follows. Where the scheduler thinks it worth while, the cache gets
+    the draft too and the job is sent [1 + len(draft), rows]; it truncates the cache to what it accepts.
+    """
+
+    caches: tuple[KvCache, ...]
+    token_ids: tuple[int, ...]
+    draft: tuple[int, ...] = ()
+
+
+#: None gives the others their turn.
+Request = Forward | Decode | None
+Job = Generator[Request, Float32, T]
+_NO_LOGITS: Float32 = np.empty((0, 0), np.float32)
+
+
+class Ticket(Generic[T]):
+    """A job's place in the engine. ``future`` gets its result or its error; ``cancel`` stops it within one step.
+
+    The engine's side: ``start`` and ``resume`` run the job until it has ``ended``; ``settle`` tells the caller, once what
+    the job held has been given back.
+    """
+
+    def __init__(self, job: Callable[[Ticket[T]], Job[T]], kv_bytes: int, deadline: float | None) -> None:
+        self.future: Future[T] = Future()
+        self.kv_bytes = kv_bytes
+        self.deadline = deadline  # time.monotonic() seconds
+        self.submitted = time.monotonic()
+        self.started: float | None = None
+        self.ended = False
+        self._job = job
+        self._steps: Job[T] | None = None
+        self._settle: Callable[[], None] = _no_news
+        self._cancelled = threading.Event()
+
+    @classmethod
+    def finished(cls, result: T) -> Ticket[T]:
+        """A ticket whose future has ``result`` already: there is nothing to run."""
+        ticket = cls(_nothing, 0, None)
+        ticket.ended = True
+        ticket.future.set_result(result)
+        return ticket
+
+    def cancel(self) -> None:
+        """Ask for a stop; harmless when the job has ended."""
+        self._cancelled.set()
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from submission to the first step."""
+        return (self.started or time.monotonic()) - self.submitted
+
+    def unwanted(self) -> GuardError | None:
+        """Why nobody needs the result any more, if so."""
+        if self._cancelled.is_set():
+            return CancelledError("the caller went away")
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            return DeadlineError("the deadline passed before the answer was ready")
+        return None
+
+    def start(self) -> Request:
+        """Run the job to its first request; ``ended`` tells whether there is one."""
+        if not self._claim():
+            return None
+        if (reason := self.unwanted()) is not None:
+            self.fail(reason)
+            return None
+        self.started = time.monotonic()
+        self._steps = self._job(self)
+        return self._run(next)
+
+    def resume(self, logits: Float32 = _NO_LOGITS) -> Request:
+        """Give the job what it asked for and run it to its next request; ``ended`` tells whether there is one."""
+        return self._run(lambda steps: steps.send(logits))
+
+    def fail(self, error: BaseException) -> None:
+        """End the job with ``error``, freeing what it holds."""
+        if self._steps is not None:
+            self._steps.close()
+        if not self.ended and self._claim():
+            self._end(lambda: self.future.set_exception(error))
+
+    def settle(self) -> None:
+        """Let ``future`` have the result or the error of the job that has ended."""
+        self._settle()
+
+    def _run(self, step: Callable[[Job[T]], Request]) -> Request:
+        assert self._steps is not None
+        try:
+            return step(self._steps)
+        except StopIteration as stop:
+            result: T = stop.value
+            self._end(lambda: self.future.set_result(result))
+        except Exception as error:  # noqa: BLE001 - whatever a job raises belongs to its caller, not to the engine
+            self.fail(error)
+        return None
+
+    def _claim(self) -> bool:
+        """From now on the future cannot be cancelled; False when it was."""
+        if self.future.running() or self.future.set_running_or_notify_cancel():
+            return True
+        self.ended = True
+        return False
+
+    def _end(self, settle: Callable[[], None]) -> None:
+        self.ended, self._settle = True, settle
+
+
+def _no_news() -> None:
+    """The caller cancelled the future itself, and knows."""
+
+
+def _nothing(ticket: Ticket[T]) -> Job[T]:
+    raise AssertionError("a finished ticket is not run")
