@@ -201,6 +201,13 @@ class Generation:
         return sum(choice.completion_tokens for choice in self.choices)
 
     @property
+    def tokens_per_second(self) -> float:
+        """Tokens written a second after the first of each choice, all choices together; 0 when there were none."""
+        later_tokens = self.completion_tokens - len(self.choices)
+        seconds = self.queue_s + self.model_s - self.first_token_s
+        return later_tokens / seconds if later_tokens > 0 and seconds > 0.0 else 0.0
+
+    @property
     def text(self) -> str:
         """The first choice's text."""
         return self.choices[0].text
