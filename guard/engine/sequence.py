@@ -52,7 +52,7 @@ _NO_LOGITS: Float32 = np.empty((0, 0), np.float32)
 class Ticket(Generic[T]):
     """A job's place in the engine. ``future`` gets its result or its error; ``cancel`` stops it within one step.
 
-    The engine's side: ``start`` and ``resume`` run the job until it has ``ended``; ``settle`` tells the caller, once what
+    For the engine: ``start`` and ``resume`` run the job until it has ``ended``; ``settle`` tells the caller, once what
     the job held has been given back.
     """
 
