@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from guard.bundle import Bundle
@@ -11,7 +12,7 @@ from guard.conversation import Conversation, Target
 from guard.engine.engine import Engine
 from guard.engine.runner import Runner
 from guard.engine.sequence import Job, Ticket
-from guard.errors import InputTooLongError
+from guard.errors import GuardError, InputTooLongError
 from guard.normalize import views
 from guard.phrases import Match
 from guard.policy import Policy
@@ -60,9 +61,12 @@ class Classifier:
         """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
         judged_categories(self._format, policy)
 
-    def submit(self, task: ClassifyTask, deadline: float | None = None) -> Ticket[Judgement]:
+    def submit(
+        self, task: ClassifyTask, deadline: float | None = None, *, at_once: bool = False
+    ) -> Ticket[Judgement]:
         """Queue one judgement, unless the cache or the policy's lists decide; ``deadline`` is in time.monotonic()
-        seconds.
+        seconds. ``at_once`` takes the KV memory now, or raises OverloadedError: for callers who hold some already and
+        must not wait for more.
 
         Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError.
@@ -88,6 +92,8 @@ class Classifier:
             self.cache.put(key, judgement)
             return judgement
 
+        if at_once:
+            return self._submit_holding(job, kv_bytes, deadline)
         return self.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline)
 
     def stream(self, task: StreamTask) -> StreamSession:
@@ -97,6 +103,18 @@ class Classifier:
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""
         self.engine.close()
+
+    def _submit_holding(
+        self, job: Callable[[Ticket[Judgement]], Job[Judgement]], kv_bytes: int, deadline: float | None
+    ) -> Ticket[Judgement]:
+        self.engine.hold(kv_bytes)
+        try:
+            ticket = self.engine.submit(job, deadline=deadline)
+        except GuardError:
+            self.engine.release(kv_bytes)
+            raise
+        ticket.future.add_done_callback(lambda _: self.engine.release(kv_bytes))
+        return ticket
 
     def _scan(
         self, task: ClassifyTask, passes: tuple[Pass, ...], tokens: int, ticket: Ticket[Judgement]

@@ -16,9 +16,12 @@ from guard.engine.runner import Runner
 from guard.engine.sampler import Sampler
 from guard.engine.sequence import Decode, Forward, Job, Ticket
 from guard.errors import BundleError, InputTooLongError, InvalidInputError
-from guard.generation import Delta, GenerateTask, Generation
+from guard.generation import Constraint, Delta, GenerateTask, Generation, ToolMode
 from guard.lookup import PromptLookup
+from guard.structured import FormatCompiler
 from guard.tokenizer import Tokenizer
+from guard.tools.grammar import forced_format
+from guard.tools.schema import check_tools
 from guard.writer import Vocabulary, Writer
 
 
@@ -33,6 +36,7 @@ class Generator:
         tokens = bundle.manifest.tokens
         self._tokenizer = Tokenizer(bundle.tokenizer_path, tokens.control)
         self._vocabulary = Vocabulary(self._tokenizer, frozenset(tokens.stop))
+        self._formats = FormatCompiler(bundle.tokenizer_path, runner.shape.vocab_size, tokens.stop)
         source = bundle.chat_template()
         if source is None:
             raise BundleError("chat_template.jinja: an instruct bundle needs one")
@@ -54,14 +58,20 @@ class Generator:
         seconds.
         """
         task.sampling.check_vocabulary(self._shape.vocab_size)
+        check_tools(task.tools, task.tool_choice)
+        constraints = self._constraints(task)
         prompt = self._prompt(task)
         self._check_length(task, len(prompt))
 
         def job(ticket: Ticket[Generation]) -> Job[Generation]:
-            return self._generate(task, prompt, on_delta, ticket)
+            return self._generate(task, prompt, constraints, on_delta, ticket)
 
         tokens = task.choices * (len(prompt) + task.max_tokens)
         return self.engine.submit(job, kv_bytes=tokens * self._shape.kv_bytes_per_token, deadline=deadline)
+
+    def prompt_tokens(self, task: GenerateTask) -> int:
+        """How many tokens a task's prompt has; raises as ``submit`` for one that cannot be written."""
+        return len(self._prompt(task))
 
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""
@@ -71,7 +81,13 @@ class Generator:
         if task.conversation is None:
             return self._tokenizer.encode_plain(task.prompt or "")
         check_generation_turns(task.conversation)
-        return self._tokenizer.encode(self._template.segments(task.conversation, task.today))
+        tools = () if task.tool_choice.mode is ToolMode.NONE else task.tools
+        return self._tokenizer.encode(self._template.segments(task.conversation, task.today, tools))
+
+    def _constraints(self, task: GenerateTask) -> list[Constraint | None]:
+        """What each choice is held to: the format asked for, or that of the tool calls asked for."""
+        wanted = task.output_format or forced_format(task.tools, task.tool_choice)
+        return [None if wanted is None else self._formats.constraint(wanted) for _ in range(task.choices)]
 
     def _check_length(self, task: GenerateTask, prompt_tokens: int) -> None:
         """Raises InputTooLongError or InvalidInputError when prompt and text do not fit the context or the memory."""
@@ -88,7 +104,12 @@ class Generator:
             )
 
     def _generate(
-        self, task: GenerateTask, prompt: list[int], on_delta: Callable[[Delta], None], ticket: Ticket[Generation]
+        self,
+        task: GenerateTask,
+        prompt: list[int],
+        constraints: Sequence[Constraint | None],
+        on_delta: Callable[[Delta], None],
+        ticket: Ticket[Generation],
     ) -> Job[Generation]:
         began = time.monotonic()
         caches = [KvCache(self._shape, len(prompt) + task.max_tokens) for _ in range(task.choices)]
@@ -97,7 +118,7 @@ class Generator:
             rest = prompt[cached:]
             logits = (yield Forward(caches[0], rest, [len(rest) - 1]))[0]
             self._prefixes.keep(prompt, caches[0])
-            writers = self._writers(task, prompt, on_delta)
+            writers = self._writers(task, prompt, constraints, on_delta)
             for writer, cache in zip(writers, caches, strict=True):
                 if cache is not caches[0]:
                     cache.copy_from(caches[0])
@@ -119,14 +140,22 @@ class Generator:
             model_s=time.monotonic() - began,
         )
 
-    def _writers(self, task: GenerateTask, prompt: Sequence[int], on_delta: Callable[[Delta], None]) -> list[Writer]:
+    def _writers(
+        self,
+        task: GenerateTask,
+        prompt: Sequence[int],
+        constraints: Sequence[Constraint | None],
+        on_delta: Callable[[Delta], None],
+    ) -> list[Writer]:
         # Several choices decode together, and a draft would only be looked at if one were left: see Decode.
         lookup = PromptLookup(prompt) if task.prompt_lookup and task.choices == 1 else None
         writers = []
-        for index in range(task.choices):
+        for index, constraint in enumerate(constraints):
             seed = task.sampling.seed
             sampling = task.sampling if seed is None else replace(task.sampling, seed=(seed + index) % (1 << 64))
-            writers.append(Writer(task, index, self._vocabulary, Sampler(sampling, prompt), None, lookup, on_delta))
+            writers.append(
+                Writer(task, index, self._vocabulary, Sampler(sampling, prompt), constraint, lookup, on_delta)
+            )
         return writers
 
 
