@@ -1,12 +1,19 @@
-"""Marks each test with the failure tests that its docstring, or its module's, claims: ``pytest -m failure_13``."""
+"""Marks each test with the failure tests that its docstring, or its module's, claims: ``pytest -m failure_13``.
+
+And takes hypothesis' deadline of 200 ms an example away: on a busy machine it fails tests that are right.
+"""
 
 from __future__ import annotations
 
 import inspect
 
 import pytest
+from hypothesis import settings
 
 from tests.failure.claims import LAST, claimed
+
+settings.register_profile("guardlet", deadline=None)
+settings.load_profile("guardlet")
 
 
 def pytest_configure(config: pytest.Config) -> None:
