@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 #: Compiled grammars that are kept; one is about 1 MB.
 CACHED_GRAMMARS = 32
+PROBED_TOKENS = 4
 #: At most one space, after a separator. Free white space is where small models get lost: they write it without end.
 #: No ``\\u`` escapes: with them an additional key could overwrite a declared one (``"\\u0069d"`` is "id").
 _JSON_STYLE: JsonCompileOptions = {
@@ -81,16 +82,7 @@ class FormatCompiler:
                 )
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise BundleError(f"{self._path.name}: cannot be used to enforce an output format") from error
-        match output_format:
-            case JsonFormat():
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(text.partition(":")[2], overrides=_JSON_STYLE)
-            case RegexFormat(pattern):
-                lark = llguidance.regex_to_lark(pattern, use_ascii="dws")
-                grammar = llguidance.LLMatcher.grammar_from_lark(f"start: /{lark}/")
-            case ChoiceFormat(choices):
-                grammar = llguidance.LLMatcher.grammar_from_regex("|".join(map(_escaped, choices)))
-            case _:
-                assert_never(output_format)
+        grammar = _grammar(field, output_format, text)
         # A fifth of the defaults and less: the worst grammars found (in the tests) fail in 0.1 s instead of 1 s.
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=200_000,
@@ -103,9 +95,20 @@ class FormatCompiler:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidInputError(field, reason(matcher.get_error()))
-        # The first mask does work that every text would repeat, and shows grammars that no text satisfies.
-        GrammarConstraint(matcher, field, self._vocab_size, self._stop_ids).allowed()
+        matcher.compute_bitmask()  # once, instead of for every text
+        self._probe(GrammarConstraint(matcher.deep_copy(), field, self._vocab_size, self._stop_ids))
         return matcher
+
+    def _probe(self, constraint: GrammarConstraint) -> None:
+        """Write a few tokens, so that grammars that are too complex, or that no text satisfies, fail before the prompt
+        is computed.
+        """
+        for _ in range(PROBED_TOKENS):
+            mask = constraint.allowed()
+            mask[self._stop_ids] = False
+            if not mask.any():
+                return
+            constraint.accept(int(np.argmax(mask)))
 
 
 class GrammarConstraint:
@@ -133,9 +136,30 @@ class GrammarConstraint:
         return mask
 
     def accept(self, token_id: int) -> None:
-        """Note the token that came; raises ValueError for one that was not allowed."""
-        if not self._matcher.consume_token(token_id):
+        """Note the token that came. Raises as ``allowed`` does, and ValueError for a token that was not allowed."""
+        if self._matcher.consume_token(token_id):
+            return
+        message = self._matcher.get_error()
+        if "doesn't satisfy the grammar" in message:
             raise ValueError(f"token {token_id} was not allowed")
+        raise InvalidInputError(self._field, reason(message))
+
+
+def _grammar(field: str, output_format: OutputFormat, text: str) -> str:
+    from llguidance import LLMatcher, regex_to_lark
+
+    match output_format:
+        case JsonFormat():
+            try:
+                return LLMatcher.grammar_from_json_schema(text.partition(":")[2], overrides=_JSON_STYLE)
+            except ValueError as error:
+                raise InvalidInputError(field, reason(str(error))) from None
+        case RegexFormat(pattern):
+            return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(pattern, use_ascii='dws')}/")
+        case ChoiceFormat(choices):
+            return LLMatcher.grammar_from_regex("|".join(map(_escaped, choices)))
+        case _:
+            assert_never(output_format)
 
 
 def _without_control_names(path: Path) -> str:

@@ -31,6 +31,7 @@ _REASONS = {
     "not JSON": "not JSON",
     "too": "too complex",
     "fuel": "too complex",
+    "max is": "too complex",
     "limit": "too complex",
     "Unable to determine": "too complex",
     "can't determine": "too complex",
