@@ -12,21 +12,17 @@ from typing import cast
 
 from guard.classifier import ClassifyTask, Mode
 from guard.conversation import Conversation, Message, Role, Target
-from guard.engine.sampler import SamplingParams
 from guard.errors import InvalidInputError
-from guard.generation import FinishReason, GenerateTask, Generation
 from guard.normalize import ViewKind
 from guard.policies import NamedPolicy
 from guard.policy import Policy
 from guard.streaming import Check, StreamTask
-from guard.v1 import generation_pb2, model_pb2, moderation_pb2
+from guard.v1 import model_pb2, moderation_pb2
 from guard.verdict import Action, CategoryScore, DecidedBy, Judgement, Verdict, action_for
 from server.call import is_request_id
 from server.errors import UnsupportedFieldError
 from server.registry import Entry, State
 from server.status import duration
-
-GenerateRequest = generation_pb2.GenerateRequest | generation_pb2.StreamGenerateRequest
 
 _ROLES = {
     moderation_pb2.ROLE_USER: Role.USER,
@@ -63,11 +59,6 @@ _DECIDED_BY = {
     DecidedBy.ALLOW_LIST: moderation_pb2.DECIDED_BY_ALLOW_LIST,
     DecidedBy.CACHE: moderation_pb2.DECIDED_BY_CACHE,
 }
-_FINISH_REASONS = {
-    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
-    FinishReason.STOP_SEQUENCE: generation_pb2.FINISH_REASON_STOP_SEQUENCE,
-}
 _TASKS = {"guard": model_pb2.MODEL_TASK_GUARD, "instruct": model_pb2.MODEL_TASK_INSTRUCT}
 _STATES = {
     State.READY: model_pb2.MODEL_STATE_READY,
@@ -76,31 +67,21 @@ _STATES = {
 }
 #: Limits of StreamClassifyStart.check_at_latest_after, in seconds.
 MIN_WAIT_S, MAX_WAIT_S = 0.05, 60.0
-#: Fields of GenerateRequest whose feature does not exist yet.
-_UNSUPPORTED = (
-    "tools",
-    "tool_choice",
-    "tool_choice_name",
-    "response_format",
-    "moderation",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "logprobs",
-    "top_logprobs",
-    "choices",
-    "prompt",
-    "date",
-    "prompt_lookup",
-)
 
 
 def check_request_id(request_id: str) -> None:
     """Raises InvalidInputError when a caller's id is not one; empty is fine."""
     if request_id and not is_request_id(request_id):
         raise InvalidInputError("request_id", "expected at most 128 characters out of A-Z, a-z, 0-9 and ._:-")
+
+
+def role(message: moderation_pb2.Message, where: str) -> Role:
+    """Who wrote the message at ``where`` in the request; raises InvalidInputError when it does not say."""
+    found = _ROLES.get(message.role)
+    if found is None:
+        problem = f"unknown number {message.role}" if message.role else "is required"
+        raise InvalidInputError(f"{where}.role", problem)
+    return found
 
 
 def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> ClassifyTask:
@@ -184,56 +165,6 @@ def classify_response(
     )
 
 
-def generate_task(
-    request: GenerateRequest, defaults: SamplingParams, default_max_tokens: int, max_tokens: int
-) -> GenerateTask:
-    """The task of a GenerateRequest or StreamGenerateRequest; raises InvalidInputError or UnsupportedFieldError."""
-    check_request_id(request.request_id)
-    set_fields = {field.name for field, _ in request.ListFields()}
-    for name in _UNSUPPORTED:
-        if name in set_fields:
-            raise UnsupportedFieldError(name, "this server does not offer it yet")
-    wanted = request.max_tokens if request.HasField("max_tokens") else default_max_tokens
-    if not 1 <= wanted <= max_tokens:
-        raise InvalidInputError("max_tokens", f"expected 1 to {max_tokens}")
-    return GenerateTask(
-        conversation=_conversation(request.messages),
-        max_tokens=wanted,
-        sampling=SamplingParams(
-            temperature=request.temperature if request.HasField("temperature") else defaults.temperature,
-            top_p=request.top_p if request.HasField("top_p") else defaults.top_p,
-            top_k=request.top_k if request.HasField("top_k") else defaults.top_k,
-            seed=request.seed if request.HasField("seed") else None,
-        ),
-        stop=tuple(request.stop),
-    )
-
-
-def generate_response(
-    generation: Generation, model: str, request_id: str, first_token_s: float, total_s: float
-) -> generation_pb2.GenerateResponse:
-    """The response for a finished text; times in seconds since the request arrived."""
-    return generation_pb2.GenerateResponse(
-        request_id=request_id,
-        model=model,
-        text=generation.text,
-        finish_reason=_FINISH_REASONS[generation.finish_reason],
-        usage=_usage(generation),
-        timings=_generation_timings(generation, first_token_s, total_s),
-    )
-
-
-def last_stream_response(
-    generation: Generation, first_token_s: float, total_s: float
-) -> generation_pb2.StreamGenerateResponse:
-    """The last response of a stream."""
-    return generation_pb2.StreamGenerateResponse(
-        finish_reason=_FINISH_REASONS[generation.finish_reason],
-        usage=_usage(generation),
-        timings=_generation_timings(generation, first_token_s, total_s),
-    )
-
-
 def model(entry: Entry) -> model_pb2.Model:
     """What ModelService shows of a model."""
     manifest = entry.manifest
@@ -275,12 +206,8 @@ def _messages(messages: Iterable[moderation_pb2.Message]) -> tuple[Message, ...]
 def _message(message: moderation_pb2.Message, where: str) -> Message:
     for name in ("tool_calls", "tool_call_id"):
         if getattr(message, name):
-            raise UnsupportedFieldError(f"{where}.{name}", "this server does not offer tools yet")
-    role = _ROLES.get(message.role)
-    if role is None:
-        problem = f"unknown number {message.role}" if message.role else "is required"
-        raise InvalidInputError(f"{where}.role", problem)
-    return Message(role, message.content)
+            raise UnsupportedFieldError(f"{where}.{name}", "calls of tools are not judged")
+    return Message(role(message, where), message.content)
 
 
 def _target(number: int, conversation: Conversation) -> Target:
@@ -304,16 +231,9 @@ def _categories(categories: Iterable[CategoryScore]) -> list[moderation_pb2.Cate
     ]
 
 
-def _usage(done: Judgement | Generation) -> moderation_pb2.Usage:
+def _usage(judgement: Judgement) -> moderation_pb2.Usage:
     return moderation_pb2.Usage(
-        prompt_tokens=done.prompt_tokens, cached_tokens=done.cached_tokens, completion_tokens=done.completion_tokens
-    )
-
-
-def _generation_timings(generation: Generation, first_token_s: float, total_s: float) -> moderation_pb2.Timings:
-    return moderation_pb2.Timings(
-        queue=duration(generation.queue_s),
-        model=duration(generation.model_s),
-        first_token=duration(first_token_s),
-        total=duration(total_s),
+        prompt_tokens=judgement.prompt_tokens,
+        cached_tokens=judgement.cached_tokens,
+        completion_tokens=judgement.completion_tokens,
     )

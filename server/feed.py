@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 import grpc.aio
 
+from guard.conversation import ToolCall
 from guard.errors import CancelledError
-from guard.generation import Delta
+from guard.generation import Delta, TokenLogprob
 from server.errors import SlowReaderError
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that is ready to send and the number of tokens it stands for."""
+    """What is ready to send of one choice: text, the number of tokens it stands for, those tokens, and calls."""
 
     text: str
     tokens: int
+    choice: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def __add__(self, other: Piece) -> Piece:
+        return Piece(
+            self.text + other.text,
+            self.tokens + other.tokens,
+            self.choice,
+            self.logprobs + other.logprobs,
+            self.tool_calls + other.tool_calls,
+        )
 
 
 class Feed:
@@ -31,9 +43,9 @@ class Feed:
     def __init__(self, max_tokens: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._max_tokens = max_tokens
-        self._waiting: deque[Piece] = deque()
+        self._waiting: list[Piece] = []
         self._tokens = 0  # of the waiting pieces
-        self._seen = 0  # tokens of the whole text so far
+        self._seen: dict[int, int] = {}  # tokens of each choice's whole text so far
         self._changed = asyncio.Event()
         self._finished = False
         #: Called when the reader is too far behind: more text would be of no use.
@@ -47,8 +59,8 @@ class Feed:
         """No more text will come."""
         self._call(self._finish)
 
-    async def take(self) -> Piece | None:
-        """All text that waits, as one piece; None at the end.
+    async def take(self) -> list[Piece]:
+        """All text that waits, as one piece for each choice that has some; nothing at the end.
 
         Raises SlowReaderError when more waits than may: the reader is too far behind.
         """
@@ -57,18 +69,14 @@ class Feed:
             await self._changed.wait()
         if self._tokens > self._max_tokens:
             raise SlowReaderError(f"{self._tokens} tokens wait to be read, the limit is {self._max_tokens}")
-        if not self._waiting:
-            return None
-        piece = Piece("".join(piece.text for piece in self._waiting), self._tokens)
-        self._waiting.clear()
-        self._tokens = 0
-        return piece
+        waiting, self._waiting, self._tokens = self._waiting, [], 0
+        return joined(waiting)
 
     def _append(self, delta: Delta) -> None:
-        tokens = delta.completion_tokens - self._seen
-        self._seen = delta.completion_tokens
+        tokens = delta.completion_tokens - self._seen.get(delta.choice, 0)
+        self._seen[delta.choice] = delta.completion_tokens
         self._tokens += tokens
-        self._waiting.append(Piece(delta.text, tokens))
+        self._waiting.append(Piece(delta.text, tokens, delta.choice, delta.logprobs, delta.tool_calls))
         self._changed.set()
         if self._tokens > self._max_tokens:
             self.stop()
@@ -80,6 +88,15 @@ class Feed:
     def _call(self, step: Callable[[], None]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(step)
+
+
+def joined(pieces: Iterable[Piece]) -> list[Piece]:
+    """The pieces of each choice as one, in the order in which the choices first come."""
+    of_choice: dict[int, Piece] = {}
+    for piece in pieces:
+        known = of_choice.get(piece.choice)
+        of_choice[piece.choice] = piece if known is None else known + piece
+    return list(of_choice.values())
 
 
 async def sent(sending: Awaitable[None], idle_s: float) -> None:

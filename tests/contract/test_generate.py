@@ -94,6 +94,80 @@ async def test_zero_is_a_value_not_an_absence(server: Running) -> None:
     assert same[0].text == same[1].text
 
 
+async def test_logprobs_come_with_each_token_and_alternatives(server: Running) -> None:
+    answer = await server.generation.Generate(prompt(max_tokens=5, logprobs=True, top_logprobs=2))
+    assert "".join(token.text for token in answer.logprobs) == answer.text
+    for token in answer.logprobs:
+        assert token.logprob == pytest.approx(0.0, abs=1e-4)  # the model is sure
+        assert [token.top[0].token_id, token.top[0].logprob] == [token.token_id, token.logprob]
+        assert len(token.top) == 2
+        assert token.top[1].logprob == pytest.approx(-40, abs=0.1)
+    bare = await server.generation.Generate(prompt(max_tokens=5, logprobs=True))
+    assert [len(token.top) for token in bare.logprobs] == [0] * 5
+    assert not (await server.generation.Generate(prompt(max_tokens=5))).logprobs
+
+
+async def test_streamed_logprobs_are_those_of_the_whole(server: Running) -> None:
+    fields: dict[str, Any] = {"max_tokens": 60, "stop": ["efg"], "logprobs": True, "top_logprobs": 1}
+    whole = await server.generation.Generate(prompt(**fields))
+    parts = [part async for part in server.generation.StreamGenerate(streamed(**fields))]
+    assert [token for part in parts for token in part.logprobs] == list(whole.logprobs)
+    assert len(whole.logprobs) == whole.usage.completion_tokens
+
+
+async def test_choices_are_each_drawn_with_the_next_seed(server: Running) -> None:
+    fields: dict[str, Any] = {"max_tokens": 12, "temperature": 2.0, "logit_bias": dict.fromkeys(range(32, 58), 40.0)}
+    answer = await server.generation.Generate(prompt(choices=3, seed=5, logprobs=True, **fields))
+    texts = [answer.text, *(choice.text for choice in answer.further_choices)]
+    alone = [await server.generation.Generate(prompt(seed=5 + index, **fields)) for index in range(3)]
+    assert texts == [one.text for one in alone]
+    assert len(set(texts)) == 3
+    assert [choice.index for choice in answer.further_choices] == [1, 2]
+    assert {choice.finish_reason for choice in answer.further_choices} == {FINISH_REASON_LENGTH}
+    assert [len(choice.logprobs) for choice in answer.further_choices] == [12, 12]
+    assert answer.usage.completion_tokens == 36
+
+    parts = [part async for part in server.generation.StreamGenerate(streamed(choices=3, seed=5, **fields))]
+    for index, text in enumerate(texts):
+        mine = [part for part in parts[1:] if part.choice_index == index]
+        assert "".join(part.text for part in mine) == text
+        assert [part.finish_reason for part in mine if part.finish_reason] == [FINISH_REASON_LENGTH]
+        assert sum(part.token_count for part in mine) == 12
+    assert [part.HasField("usage") for part in parts].index(True) == len(parts) - 1
+    assert parts[-1].usage.completion_tokens == 36
+
+
+async def test_biases_and_penalties_reach_the_sampler(server: Running) -> None:
+    letter = ord("x") - ord("!")  # of the byte tokenizer, whose ids follow the bytes that can be seen
+    forced = await server.generation.Generate(prompt(max_tokens=3, logit_bias={letter: 100.0}))
+    assert forced.text == "xxx"
+    fields: dict[str, Any] = {"max_tokens": 3, "logit_bias": {letter: 61.0, letter + 1: 60.5}}
+    assert (await server.generation.Generate(prompt(presence_penalty=2.0, **fields))).text == "xyx"
+    assert (await server.generation.Generate(prompt(frequency_penalty=0.3, **fields))).text == "xxy"
+    assert (await server.generation.Generate(prompt(repetition_penalty=1.5, **fields))).text[:2] == "xy"
+    sure = prompt(temperature=2.0, min_p=0.9, seed=1, **fields)
+    assert (await server.generation.Generate(sure)).text == "xxx"
+
+
+async def test_a_plain_prompt_has_no_template_around_it(server: Running) -> None:
+    answer = await server.generation.Generate(prompt(prompt="abcde", messages=[], max_tokens=4))
+    assert answer.usage.prompt_tokens == 5
+    assert len(answer.text) == 4
+
+
+async def test_speed_and_prompt_lookup_show_in_the_answer(server: Running) -> None:
+    with_lookup = await server.generation.Generate(prompt(max_tokens=100))
+    assert 0 < with_lookup.usage.accepted_tokens <= with_lookup.usage.drafted_tokens
+    without = await server.generation.Generate(prompt(max_tokens=100, prompt_lookup=False))
+    assert (without.usage.drafted_tokens, without.usage.accepted_tokens) == (0, 0)
+    assert without.text == with_lookup.text
+    assert without.tokens_per_second > 0
+    assert (await server.generation.Generate(prompt(max_tokens=1))).tokens_per_second == 0
+    last = [part async for part in server.generation.StreamGenerate(streamed(max_tokens=100))][-1]
+    assert last.tokens_per_second > 0
+    assert last.usage.accepted_tokens > 0
+
+
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
@@ -114,6 +188,25 @@ async def test_zero_is_a_value_not_an_absence(server: Running) -> None:
         ({"request_id": "a b"}, "request_id"),
         ({"messages": [message("x" * 5000)]}, "messages"),
         ({"max_tokens": 4090}, "max_tokens"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"min_p": float("nan")}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"logit_bias": {3: 101.0}}, "logit_bias[3]"),
+        ({"logit_bias": {-3: 1.0}}, "logit_bias[-3]"),
+        ({"logit_bias": {512: 1.0}}, "logit_bias[512]"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
+        ({"choices": 0}, "choices"),
+        ({"choices": 9, "temperature": 1.0}, "choices"),
+        ({"choices": 2}, "choices"),
+        ({"prompt": "go on"}, "prompt"),
+        ({"prompt": "", "messages": []}, "prompt"),
+        ({"prompt": "x" * 5000, "messages": []}, "prompt"),
+        ({"date": "30 Nov 2026"}, "date"),
+        ({"date": "2026-13-01"}, "date"),
+        ({"date": "20261130"}, "date"),
     ],
 )
 async def test_bad_input_is_refused_by_field_on_both(server: Running, fields: dict[str, Any], field: str) -> None:

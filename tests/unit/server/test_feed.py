@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from guard.generation import Delta
+from guard.conversation import ToolCall
+from guard.generation import Delta, TokenLogprob
 from server.errors import SlowReaderError
 from server.feed import Feed, Piece
 
@@ -16,8 +17,20 @@ async def test_pieces_come_out_joined_and_in_order() -> None:
         feed.push(Delta(letter, 2 * (index + 1)))
     feed.finish()
     await asyncio.sleep(0)
-    assert await feed.take() == Piece("abc", 6)
-    assert await feed.take() is None
+    assert await feed.take() == [Piece("abc", 6)]
+    assert await feed.take() == []
+
+
+async def test_choices_are_kept_apart() -> None:
+    feed, token = Feed(100), TokenLogprob(7, "c", -0.5)
+    call = ToolCall("1", "f", "{}")
+    feed.push(Delta("a", 1))
+    feed.push(Delta("b", 1, 1))
+    feed.push(Delta("c", 3, 0, (token,), (call,)))
+    feed.push(Delta("d", 2, 1))
+    feed.finish()
+    await asyncio.sleep(0)
+    assert await feed.take() == [Piece("ac", 3, 0, (token,), (call,)), Piece("bd", 2, 1)]
 
 
 async def test_nothing_is_lost_between_threads() -> None:
@@ -30,8 +43,8 @@ async def test_nothing_is_lost_between_threads() -> None:
 
     threading.Thread(target=write).start()
     pieces = []
-    while (piece := await asyncio.wait_for(feed.take(), 10)) is not None:
-        pieces.append(piece)
+    while ready := await asyncio.wait_for(feed.take(), 10):
+        pieces += ready
     assert "".join(piece.text for piece in pieces) == "".join(text)
     assert sum(piece.tokens for piece in pieces) == 5000
 
@@ -54,7 +67,7 @@ async def test_taking_makes_room() -> None:
     feed = Feed(3)
     for index in range(20):
         feed.push(Delta("x", index + 1))
-        assert await feed.take() == Piece("x", 1)
+        assert await feed.take() == [Piece("x", 1)]
 
 
 def test_a_loop_that_is_gone_is_left_alone() -> None:
