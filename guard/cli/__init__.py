@@ -4,7 +4,7 @@ So ``guard --help`` is instant, and an image without the export extra still has 
 module has ``configure(parser)``, which adds its options, and ``run(args)``, which returns the exit status.
 
 Exit statuses, the same for all commands: 0 done (classify: safe), 1 failed, with one line on stderr that says why,
-2 the command line is wrong, 3 classify only: unsafe, 130 interrupted. Only 0 means safe.
+2 the command line is wrong, 3 unsafe (classify, generate --moderate), 130 interrupted. Only 0 means safe.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ COMMANDS = {
     "serve": Command("server.cli", "server", "serve bundles over gRPC"),
     "classify": Command("guard.cli.classify", "client", "judge a prompt or a response"),
     "generate": Command("guard.cli.generate", "client", "let the instruct model answer"),
+    "tag": Command("guard.cli.tag", "client", "choose a label for a text"),
     "eval": Command("guard.cli.eval", "eval", "measure a guard on labelled rows"),
     "health": Command("guard.cli.health", "client", "ask a server whether it serves"),
     "policies": Command("server.cli_policies", "server", "check a file of policies, and show what each comes to"),

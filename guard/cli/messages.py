@@ -1,4 +1,4 @@
-"""Reading what a user wants judged or answered: the command line, standard input, and a file of earlier messages."""
+"""Reading what a user wants judged or answered: the command line, standard input, and files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from guard.conversation import Message, Role
 from guard.errors import InvalidInputError
+from guard.generation import Tool
 
 _PIECE_BYTES = 64 << 10
 
@@ -49,6 +50,39 @@ def read_context(path: Path | None) -> list[Message]:
     except ValueError:  # UnicodeDecodeError and JSONDecodeError, whose own messages quote the text
         raise InvalidInputError("context", "expected UTF-8 with a JSON array, or one JSON object a line") from None
     return [_message(value, index) for index, value in enumerate(values)]
+
+
+def read_json_object(path: Path, option: str) -> dict[str, Any]:
+    """The JSON object in a file that ``option`` names; raises InvalidInputError, OSError when it cannot be read."""
+    value = _read_json(path, option)
+    if not isinstance(value, dict):
+        raise InvalidInputError(option, "expected a JSON object")
+    return value
+
+
+def read_tools(path: Path) -> tuple[Tool, ...]:
+    """Functions, one JSON object each: ``{"name": ..., "description": ..., "parameters": JSON Schema}``, the last two
+    optional. Raises as ``read_json_object``.
+    """
+    values = _read_json(path, "--tools")
+    if not isinstance(values, list):
+        raise InvalidInputError("--tools", "expected a JSON array")
+    for index, value in enumerate(values):
+        if not isinstance(value, dict) or not {"name"} <= value.keys() <= {"name", "description", "parameters"}:
+            problem = 'expected {"name": ..., "description": ..., "parameters": ...}, the last two optional'
+            raise InvalidInputError(f"--tools: [{index}]", problem)
+        if not isinstance(value["name"], str) or not isinstance(value.get("description", ""), str):
+            raise InvalidInputError(f"--tools: [{index}]", "expected strings for name and description")
+        if not isinstance(value.get("parameters", {}), dict):
+            raise InvalidInputError(f"--tools: [{index}].parameters", "expected a JSON Schema")
+    return tuple(Tool(**value) for value in values)
+
+
+def _read_json(path: Path, option: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # as above
+        raise InvalidInputError(option, "expected UTF-8 with JSON") from None
 
 
 def _lines(text: str) -> list[str]:

@@ -14,7 +14,7 @@ UNAVAILABLE (a throttled gRPC service config, no hedging); nothing else is. A fa
 so does an answer without a verdict: nothing that is not an answer reads as safe.
 """
 
-from guard.client.aio import AsyncGenerationStream, AsyncGuardClient
+from guard.client.aio import AsyncGuardClient
 from guard.client.aio_stream import AsyncClassificationStream
 from guard.client.channel import tls_credentials
 from guard.client.errors import (
@@ -32,12 +32,21 @@ from guard.client.errors import (
     UnsafeTextError,
     UnsupportedByServerError,
 )
+from guard.client.generation import (
+    Delta,
+    GeneratedChoice,
+    GenerationOptions,
+    GenerationResult,
+    Label,
+    LabelScore,
+    ModerationFindings,
+    ModerationOptions,
+    TagResult,
+)
+from guard.client.generation_stream import AsyncGenerationStream, GenerationStream
 from guard.client.results import (
     AppliedPolicy,
     Classification,
-    Delta,
-    GenerationOptions,
-    GenerationResult,
     ModelInfo,
     PolicyInfo,
     StreamOptions,
@@ -47,7 +56,7 @@ from guard.client.results import (
     VerdictCacheInfo,
 )
 from guard.client.stream import ClassificationStream
-from guard.client.sync import GenerationStream, GuardClient
+from guard.client.sync import GuardClient
 
 __all__ = [
     "AppliedPolicy",
@@ -60,13 +69,18 @@ __all__ = [
     "DeadlineExceededError",
     "Delta",
     "FieldViolation",
+    "GeneratedChoice",
     "GenerationOptions",
     "GenerationResult",
     "GenerationStream",
     "GuardClient",
     "GuardClientError",
+    "Label",
+    "LabelScore",
     "ModelInfo",
     "ModelNotLoadedOnServerError",
+    "ModerationFindings",
+    "ModerationOptions",
     "NoAnswerError",
     "NotPermittedError",
     "PolicyInfo",
@@ -76,6 +90,7 @@ __all__ = [
     "ServerUnavailableError",
     "StreamOptions",
     "StreamProgress",
+    "TagResult",
     "Timings",
     "UnsafeTextError",
     "UnsupportedByServerError",

@@ -6,29 +6,26 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
-from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from guard.client import convert
+from guard.client import convert, convert_generation
 from guard.client.aio_stream import AsyncClassificationStream, Deltas
 from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_aio_channel
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
+from guard.client.generation import GenerationOptions, GenerationResult, Label, TagResult
+from guard.client.generation_stream import AsyncGenerationStream
 from guard.client.results import (
     Classification,
-    Delta,
-    GenerationOptions,
-    GenerationResult,
     ModelInfo,
     PolicyInfo,
     StreamOptions,
 )
 from guard.conversation import Target
 from guard.v1 import (
-    generation_pb2,
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -165,10 +162,10 @@ class AsyncGuardClient:
         timeout_s: float | None = None,
     ) -> GenerationResult:
         """Write the next message of ``text``, whole."""
-        request = convert.generate_request(text, options or GenerationOptions(), model, request_id)
+        request = convert_generation.generate_request(text, options or GenerationOptions(), model, request_id)
         with typed_errors():
             response = await self._generation.Generate(request, timeout=self._deadline(timeout_s))
-        return convert.read_generation(response)
+        return convert_generation.read_generation(response)
 
     def stream_generate(
         self,
@@ -180,8 +177,29 @@ class AsyncGuardClient:
         timeout_s: float | None = None,
     ) -> AsyncGenerationStream:
         """Write the next message of ``text`` piece by piece: iterate, then ask for ``result()``."""
-        request = convert.stream_generate_request(text, options or GenerationOptions(), model, request_id)
+        request = convert_generation.stream_generate_request(text, options or GenerationOptions(), model, request_id)
         return AsyncGenerationStream(self._generation.StreamGenerate(request, timeout=self._deadline(timeout_s)))
+
+    async def tag(
+        self,
+        text: Text,
+        labels: Sequence[str | Label],
+        *,
+        instruction: str = "",
+        calibrated: bool = True,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> TagResult:
+        """Choose one of ``labels`` for ``text``, in one pass of the instruct model.
+
+        ``instruction`` tells it what the labels are about; ``calibrated`` takes out what it prefers before it has read
+        any text.
+        """
+        request = convert_generation.tag_request(text, labels, instruction, calibrated, model, request_id)
+        with typed_errors():
+            response = await self._generation.Tag(request, timeout=self._deadline(timeout_s))
+        return convert_generation.read_tag(response)
 
     async def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """All models of the server, by name."""
@@ -235,39 +253,3 @@ class AsyncGuardClient:
 
     def _deadline(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s
-
-
-class _Call(Protocol):
-    """What grpc.aio returns for a call with a stream of responses."""
-
-    def __aiter__(self) -> AsyncIterator[generation_pb2.StreamGenerateResponse]: ...
-
-    def cancel(self) -> bool: ...
-
-
-class AsyncGenerationStream:
-    """As ``GenerationStream``, for ``async for``."""
-
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-        self._reader = convert.StreamReader()
-        self._ended = False
-
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        with typed_errors():
-            async for response in self._call:
-                self._reader.add(response)
-                if response.text:
-                    yield Delta(response.text, response.token_count)
-        self._ended = True
-
-    async def result(self) -> GenerationResult:
-        """The whole text, once the pieces are read; reads what is left. Raises NoAnswerError when it was cut off."""
-        if not self._ended:  # grpc.aio does not let a finished call be iterated again
-            async for _ in self:
-                pass
-        return self._reader.result()
-
-    def cancel(self) -> None:
-        """Stop the generation."""
-        self._call.cancel()

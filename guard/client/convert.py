@@ -16,9 +16,6 @@ from guard.client.known import known
 from guard.client.results import (
     AppliedPolicy,
     Classification,
-    FinishReason,
-    GenerationOptions,
-    GenerationResult,
     ModelInfo,
     ModelState,
     ModelTask,
@@ -30,7 +27,7 @@ from guard.client.results import (
 )
 from guard.conversation import Message, Role, Target
 from guard.normalize import ViewKind
-from guard.v1 import generation_pb2, model_pb2, moderation_pb2
+from guard.v1 import model_pb2, moderation_pb2
 from guard.verdict import Action, CategoryScore, Verdict, Window
 
 #: One user message may be given as a plain string.
@@ -57,13 +54,23 @@ _VIEWS: Mapping[int, ViewKind] = {
     moderation_pb2.TEXT_VIEW_DELEETED: ViewKind.DELEETED,
     moderation_pb2.TEXT_VIEW_DECODED: ViewKind.DECODED,
 }
-_FINISH_REASONS: Mapping[int, FinishReason] = {
-    generation_pb2.FINISH_REASON_STOP: "stop",
-    generation_pb2.FINISH_REASON_LENGTH: "length",
-    generation_pb2.FINISH_REASON_STOP_SEQUENCE: "stop_sequence",
-    generation_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
-    generation_pb2.FINISH_REASON_CONTENT_FILTER: "content_filter",
-}
+
+
+def messages(text: Text) -> list[moderation_pb2.Message]:
+    """A plain string is one user message."""
+    whole = (Message(Role.USER, text),) if isinstance(text, str) else text
+    return [
+        moderation_pb2.Message(
+            role=_ROLES[message.role],
+            content=message.content,
+            tool_calls=[
+                moderation_pb2.ToolCall(id=call.id, name=call.name, arguments_json=call.arguments)
+                for call in message.tool_calls
+            ],
+            tool_call_id=message.tool_call_id,
+        )
+        for message in whole
+    ]
 
 
 def classify_request(
@@ -73,7 +80,7 @@ def classify_request(
     mode = moderation_pb2.CLASSIFICATION_MODE_EXACT if exact else moderation_pb2.CLASSIFICATION_MODE_UNSPECIFIED
     return moderation_pb2.ClassifyRequest(
         request_id=request_id,
-        messages=_messages(text),
+        messages=messages(text),
         policy=None if policy is None else policy_message(policy),
         policy_name=policy_name,
         mode=mode,
@@ -101,7 +108,7 @@ def stream_start(
     """``text`` is what was said before the text that is being written."""
     start = moderation_pb2.StreamClassifyStart(
         request_id=request_id,
-        messages=_messages(text),
+        messages=messages(text),
         target=_TARGET_NUMBERS[target],
         policy=None if policy is None else policy_message(policy),
         policy_name=policy_name,
@@ -114,31 +121,6 @@ def stream_start(
     return moderation_pb2.StreamClassifyRequest(start=start)
 
 
-def generate_request(
-    text: Text, options: GenerationOptions, model: str, request_id: str
-) -> generation_pb2.GenerateRequest:
-    """Options that are None stay unset: the server's or the checkpoint's defaults apply."""
-    return generation_pb2.GenerateRequest(
-        request_id=request_id,
-        messages=_messages(text),
-        model=model,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        seed=options.seed,
-        stop=options.stop,
-    )
-
-
-def stream_generate_request(
-    text: Text, options: GenerationOptions, model: str, request_id: str
-) -> generation_pb2.StreamGenerateRequest:
-    """As ``generate_request``; the two messages are the same field by field, numbers included (generation.proto)."""
-    request = generate_request(text, options, model, request_id)
-    return generation_pb2.StreamGenerateRequest.FromString(request.SerializeToString())
-
-
 def read_classification(response: moderation_pb2.ClassifyResponse) -> Classification:
     """Raises NoAnswerError unless the response holds a verdict, what to do, and a score between 0 and 1."""
     exact = response.mode == moderation_pb2.CLASSIFICATION_MODE_EXACT
@@ -148,7 +130,7 @@ def read_classification(response: moderation_pb2.ClassifyResponse) -> Classifica
         model=response.model,
         target=known(_TARGETS, response.target, "target"),
         verdict=verdict,
-        unsafe_score=_probability(response.unsafe_score, "unsafe_score"),
+        unsafe_score=probability(response.unsafe_score, "unsafe_score"),
         categories=_categories(response.categories),
         action=action,
         decided_by=read_decided_by(response.decided_by),
@@ -160,8 +142,8 @@ def read_classification(response: moderation_pb2.ClassifyResponse) -> Classifica
         window=_window(response.window),
         passes=response.passes,
         context_messages_left_out=response.context_messages_left_out,
-        usage=_usage(response.usage),
-        timings=_timings(response.timings),
+        usage=usage(response.usage),
+        timings=timings(response.timings),
     )
 
 
@@ -172,7 +154,7 @@ def read_progress(progress: moderation_pb2.StreamClassifyProgress, text: str) ->
         text=text,
         verdict=verdict,
         action=action,
-        unsafe_score=_probability(progress.unsafe_score, "unsafe_score"),
+        unsafe_score=probability(progress.unsafe_score, "unsafe_score"),
         categories=_categories(progress.categories),
         released_bytes=progress.released_bytes,
         judged_bytes=progress.judged_bytes,
@@ -189,51 +171,6 @@ def read_batch(
     if len(response.results) != expected:
         raise NoAnswerError(f"{expected} items were sent and {len(response.results)} results came back")
     return tuple(_outcome(result) for result in response.results)
-
-
-def read_generation(response: generation_pb2.GenerateResponse) -> GenerationResult:
-    """Raises NoAnswerError when the response does not say why the text ended."""
-    return GenerationResult(
-        request_id=response.request_id,
-        model=response.model,
-        text=response.text,
-        finish_reason=read_finish_reason(response.finish_reason),
-        usage=_usage(response.usage),
-        timings=_timings(response.timings),
-    )
-
-
-class StreamReader:
-    """Folds the responses of one StreamGenerate into a GenerationResult."""
-
-    def __init__(self) -> None:
-        self._first: generation_pb2.StreamGenerateResponse | None = None
-        self._last: generation_pb2.StreamGenerateResponse | None = None
-        self._pieces: list[str] = []
-
-    def add(self, response: generation_pb2.StreamGenerateResponse) -> None:
-        """Take the next response."""
-        self._first = self._first or response
-        self._last = response
-        self._pieces.append(response.text)
-
-    def result(self) -> GenerationResult:
-        """The whole text. Raises NoAnswerError when the stream ended without its last response."""
-        if self._first is None or self._last is None:
-            raise NoAnswerError("the stream ended without a response")
-        return GenerationResult(
-            request_id=self._first.request_id,
-            model=self._first.model,
-            text="".join(self._pieces),
-            finish_reason=read_finish_reason(self._last.finish_reason),
-            usage=_usage(self._last.usage),
-            timings=_timings(self._last.timings),
-        )
-
-
-def read_finish_reason(value: int) -> FinishReason:
-    """Raises NoAnswerError for FINISH_REASON_UNSPECIFIED: the text was cut off."""
-    return known(_FINISH_REASONS, value, "finish_reason")
 
 
 def read_model(model: model_pb2.Model) -> ModelInfo:
@@ -259,13 +196,32 @@ def read_model(model: model_pb2.Model) -> ModelInfo:
     )
 
 
+def probability(value: float, field: str) -> float:
+    """Raises NoAnswerError for what is none."""
+    if not 0.0 <= value <= 1.0:  # also false for NaN
+        raise NoAnswerError(f"the server's {field} is not between 0 and 1")
+    return value
+
+
+def usage(read: moderation_pb2.Usage) -> Usage:
+    """Tokens read and written."""
+    return Usage(
+        read.prompt_tokens, read.cached_tokens, read.completion_tokens, read.drafted_tokens, read.accepted_tokens
+    )
+
+
+def timings(read: moderation_pb2.Timings) -> Timings:
+    """The server's clock, in seconds."""
+    return Timings(
+        queue_s=_seconds(read.queue),
+        model_s=_seconds(read.model),
+        first_token_s=_seconds(read.first_token) if read.HasField("first_token") else None,
+        total_s=_seconds(read.total),
+    )
+
+
 def _verdict_cache(cache: model_pb2.VerdictCache) -> VerdictCacheInfo:
     return VerdictCacheInfo(cache.hits, cache.misses, cache.entries, cache.bytes)
-
-
-def _messages(text: Text) -> list[moderation_pb2.Message]:
-    messages = (Message(Role.USER, text),) if isinstance(text, str) else text
-    return [moderation_pb2.Message(role=_ROLES[message.role], content=message.content) for message in messages]
 
 
 def _outcome(result: moderation_pb2.BatchClassifyResult) -> Classification | GuardClientError:
@@ -275,12 +231,6 @@ def _outcome(result: moderation_pb2.BatchClassifyResult) -> Classification | Gua
         return read_classification(result.response)  # unset: an empty response, which has no verdict
     except NoAnswerError as error:
         return error
-
-
-def _probability(value: float, field: str) -> float:
-    if not 0.0 <= value <= 1.0:  # also false for NaN
-        raise NoAnswerError(f"the server's {field} is not between 0 and 1")
-    return value
 
 
 def _verdict_and_action(
@@ -295,26 +245,13 @@ def _verdict_and_action(
 
 def _categories(categories: Iterable[moderation_pb2.CategoryScore]) -> tuple[CategoryScore, ...]:
     return tuple(
-        CategoryScore(item.code, item.name, _probability(item.score, "categories.score"), item.flagged)
+        CategoryScore(item.code, item.name, probability(item.score, "categories.score"), item.flagged)
         for item in categories
     )
 
 
 def _window(window: moderation_pb2.TextWindow) -> Window:
     return Window(window.start, window.end, window.index, window.count)
-
-
-def _usage(usage: moderation_pb2.Usage) -> Usage:
-    return Usage(usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-
-
-def _timings(timings: moderation_pb2.Timings) -> Timings:
-    return Timings(
-        queue_s=_seconds(timings.queue),
-        model_s=_seconds(timings.model),
-        first_token_s=_seconds(timings.first_token) if timings.HasField("first_token") else None,
-        total_s=_seconds(timings.total),
-    )
 
 
 def _seconds(duration: Duration) -> float:

@@ -11,18 +11,22 @@ from guard.normalize import ViewKind
 from guard.policy import CustomCategory, PolicyAction
 from guard.verdict import Action, CategoryScore, DecidedBy, Verdict, Window
 
-FinishReason = Literal["stop", "length", "stop_sequence", "tool_calls", "content_filter"]
 ModelTask = Literal["guard", "instruct"]
 ModelState = Literal["loading", "ready", "failed", "unloading"]
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens read (of them cached ones, which cost no compute) and written."""
+    """Tokens read (of them cached ones, which cost no compute) and written.
+
+    Of ``drafted_tokens`` that prompt lookup proposed, ``accepted_tokens`` saved a step each.
+    """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,38 +113,6 @@ class StreamProgress:
     view: ViewKind | None
     window: Window
     checks: int
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """What is None is left to the server: its ``max_tokens``, the checkpoint's sampling. Limits: generation.proto."""
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The next piece of a text that is being written: whole code points, possibly of several tokens."""
-
-    text: str
-    token_count: int
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """A finished text, and why it ended."""
-
-    request_id: str
-    model: str
-    text: str
-    finish_reason: FinishReason
-    usage: Usage
-    timings: Timings
 
 
 @dataclass(frozen=True)

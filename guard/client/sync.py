@@ -5,21 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health_pb2
 
-from guard.client import convert
+from guard.client import convert, convert_generation
 from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_channel
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
+from guard.client.generation import GenerationOptions, GenerationResult, Label, TagResult
+from guard.client.generation_stream import GenerationStream
 from guard.client.results import (
     Classification,
-    Delta,
-    GenerationOptions,
-    GenerationResult,
     ModelInfo,
     PolicyInfo,
     StreamOptions,
@@ -27,7 +25,6 @@ from guard.client.results import (
 from guard.client.stream import Call, ClassificationStream
 from guard.conversation import Target
 from guard.v1 import (
-    generation_pb2,
     generation_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -169,10 +166,10 @@ class GuardClient:
         timeout_s: float | None = None,
     ) -> GenerationResult:
         """Write the next message of ``text``, whole."""
-        request = convert.generate_request(text, options or GenerationOptions(), model, request_id)
+        request = convert_generation.generate_request(text, options or GenerationOptions(), model, request_id)
         with typed_errors():
             response = self._generation.Generate(request, timeout=self._deadline(timeout_s))
-        return convert.read_generation(response)
+        return convert_generation.read_generation(response)
 
     def stream_generate(
         self,
@@ -184,8 +181,29 @@ class GuardClient:
         timeout_s: float | None = None,
     ) -> GenerationStream:
         """Write the next message of ``text`` piece by piece: iterate, then ask for ``result()``."""
-        request = convert.stream_generate_request(text, options or GenerationOptions(), model, request_id)
+        request = convert_generation.stream_generate_request(text, options or GenerationOptions(), model, request_id)
         return GenerationStream(self._generation.StreamGenerate(request, timeout=self._deadline(timeout_s)))
+
+    def tag(
+        self,
+        text: Text,
+        labels: Sequence[str | Label],
+        *,
+        instruction: str = "",
+        calibrated: bool = True,
+        model: str = "",
+        request_id: str = "",
+        timeout_s: float | None = None,
+    ) -> TagResult:
+        """Choose one of ``labels`` for ``text``, in one pass of the instruct model.
+
+        ``instruction`` tells it what the labels are about; ``calibrated`` takes out what it prefers before it has read
+        any text.
+        """
+        request = convert_generation.tag_request(text, labels, instruction, calibrated, model, request_id)
+        with typed_errors():
+            response = self._generation.Tag(request, timeout=self._deadline(timeout_s))
+        return convert_generation.read_tag(response)
 
     def list_models(self, *, timeout_s: float | None = None) -> tuple[ModelInfo, ...]:
         """All models of the server, by name."""
@@ -237,36 +255,3 @@ class GuardClient:
 
     def _deadline(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s
-
-
-class _Call(Protocol):
-    """What grpc returns for a call with a stream of responses."""
-
-    def __iter__(self) -> Iterator[generation_pb2.StreamGenerateResponse]: ...
-
-    def cancel(self) -> bool: ...
-
-
-class GenerationStream:
-    """The pieces of a text that is being written. Leaving early? ``cancel()``, and the server stops computing."""
-
-    def __init__(self, call: _Call) -> None:
-        self._call = call
-        self._reader = convert.StreamReader()
-
-    def __iter__(self) -> Iterator[Delta]:
-        with typed_errors():
-            for response in self._call:
-                self._reader.add(response)
-                if response.text:
-                    yield Delta(response.text, response.token_count)
-
-    def result(self) -> GenerationResult:
-        """The whole text, once the pieces are read; reads what is left. Raises NoAnswerError when it was cut off."""
-        for _ in self:
-            pass
-        return self._reader.result()
-
-    def cancel(self) -> None:
-        """Stop the generation."""
-        self._call.cancel()

@@ -132,6 +132,9 @@ class _Generation(generation_pb2_grpc.GenerationServiceServicer):
     def StreamGenerate(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         yield from self._server.handle("StreamGenerate", request, context)
 
+    def Tag(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        return self._server.handle("Tag", request, context)
+
 
 class _Models(model_pb2_grpc.ModelServiceServicer):
     def __init__(self, server: FakeServer) -> None:

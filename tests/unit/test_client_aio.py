@@ -68,6 +68,9 @@ async def test_calls(server: FakeServer, client: AsyncGuardClient) -> None:
         "Generate": lambda request, context: generation_pb2.GenerateResponse(
             text="Hello", finish_reason=generation_pb2.FINISH_REASON_STOP
         ),
+        "Tag": lambda request, context: generation_pb2.TagResponse(
+            label="news", scores=[generation_pb2.LabelScore(name="news", probability=1.0)]
+        ),
         "ListModels": lambda request, context: model_pb2.ListModelsResponse(models=[model]),
         "ListPolicies": lambda request, context: moderation_pb2.ListPoliciesResponse(),
         "GetModel": lambda request, context: model_pb2.GetModelResponse(model=model),
@@ -76,6 +79,7 @@ async def test_calls(server: FakeServer, client: AsyncGuardClient) -> None:
     (item,) = await client.batch_classify(["hello"])
     assert isinstance(item, Classification)
     assert (await client.generate("hello")).finish_reason == "stop"
+    assert (await client.tag("hello", ["news", "spam"])).label == "news"
     assert [model.name for model in await client.list_models()] == ["m"]
     assert (await client.get_model("m")).task == "instruct"
     assert await client.list_policies() == ()
@@ -95,7 +99,9 @@ async def test_stream(server: FakeServer, client: AsyncGuardClient) -> None:
         generation_pb2.StreamGenerateResponse(model="fake"),
         generation_pb2.StreamGenerateResponse(text="Hel", token_count=1),
         generation_pb2.StreamGenerateResponse(text="lo", token_count=2),
-        generation_pb2.StreamGenerateResponse(finish_reason=generation_pb2.FINISH_REASON_STOP),
+        generation_pb2.StreamGenerateResponse(
+            finish_reason=generation_pb2.FINISH_REASON_STOP, usage=moderation_pb2.Usage(completion_tokens=3)
+        ),
     ]
     server.handlers["StreamGenerate"] = lambda request, context: iter(responses)
     stream = client.stream_generate("hi")

@@ -100,7 +100,13 @@ def test_classify_json_is_stable(server: FakeServer, capsys: pytest.CaptureFixtu
         "window": {"start": 0, "end": 5, "index": 0, "count": 1},
         "passes": 1,
         "context_messages_left_out": 0,
-        "usage": {"prompt_tokens": 120, "cached_tokens": 80, "completion_tokens": 0},
+        "usage": {
+            "prompt_tokens": 120,
+            "cached_tokens": 80,
+            "completion_tokens": 0,
+            "drafted_tokens": 0,
+            "accepted_tokens": 0,
+        },
         "timings": {"queue_s": 0.0, "model_s": 0.0, "first_token_s": None, "total_s": 0.25},
     }
 
@@ -191,7 +197,9 @@ def written(request: Any, context: Any) -> Iterator[generation_pb2.StreamGenerat
     yield generation_pb2.StreamGenerateResponse(request_id="g", model="fake")
     yield generation_pb2.StreamGenerateResponse(text="Hello ", token_count=1)
     yield generation_pb2.StreamGenerateResponse(text="there", token_count=1)
-    yield generation_pb2.StreamGenerateResponse(finish_reason=generation_pb2.FINISH_REASON_STOP)
+    yield generation_pb2.StreamGenerateResponse(
+        finish_reason=generation_pb2.FINISH_REASON_STOP, usage=moderation_pb2.Usage(completion_tokens=2)
+    )
 
 
 def test_generate_streams_text(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,7 +214,9 @@ def test_generate_streams_text(server: FakeServer, capsys: pytest.CaptureFixture
 
 
 def test_generate_json(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
-    server.handlers["StreamGenerate"] = written
+    server.handlers["Generate"] = lambda request, context: generation_pb2.GenerateResponse(
+        text="Hello there", model="fake", finish_reason=generation_pb2.FINISH_REASON_STOP
+    )
     assert main(["generate", "--address", server.address, "--json", "hi"]) == 0
     value = json.loads(capsys.readouterr().out)
     assert (value["text"], value["finish_reason"], value["model"]) == ("Hello there", "stop", "fake")
