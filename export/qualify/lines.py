@@ -12,7 +12,7 @@ Status = Literal["PASS", "FAIL", "SKIPPED"]
 Result = tuple[Status, str]
 
 _UNTRAINED = "needs a trained model, and this one was declared untrained"
-_HINT = "random weights fail this by nature; of those, say --untrained"
+_HINT = "random weights fail this by nature; for those there is --untrained"
 
 
 @dataclass(frozen=True)
