@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "server,export,eval,reference,bulk,dev"
+EXTRAS = "server,export,eval,structured,reference,bulk,dev"
 HEADER = f"""\
 # Exact versions for a repeatable install of guardlet[{EXTRAS}].
 # Written by `make lock` (tools/lock.py) from pyproject.toml; do not edit by hand.

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from guard.errors import InvalidInputError, UnsupportedError
+from guard.generation import Tool, ToolChoice, ToolMode
+from guard.tools.schema import ArgumentChecker, check_tools
+
+AUTO, NONE, REQUIRED = (ToolChoice(mode) for mode in (ToolMode.AUTO, ToolMode.NONE, ToolMode.REQUIRED))
+
+
+def tool(name: str = "f", description: str = "", /, **schema: Any) -> Tool:
+    return Tool(name, description, {"type": "object", **schema})
+
+
+def refused(*tools: Tool, choice: ToolChoice = AUTO) -> InvalidInputError:
+    with pytest.raises(InvalidInputError) as caught:
+        check_tools(tools, choice)
+    return caught.value
+
+
+def test_tools_that_are_fine() -> None:
+    tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}
+    check_tools((), AUTO)
+    check_tools((), NONE)
+    check_tools((Tool("no-arguments_1"),), REQUIRED)
+    check_tools((tool(properties={"root": {"$ref": "#/$defs/tree"}}, **{"$defs": {"tree": tree}}),), AUTO)
+    check_tools((tool("a", "x" * 4000), tool("b" * 64)), ToolChoice(name="a"))
+    check_tools((tool(properties={"$id": {"type": "string"}, "patternProperties": True}),), AUTO)
+    check_tools((tool(**{"$schema": "http://json-schema.org/draft-07/schema#"}),), AUTO)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "a b", "a.b", "é", "f\n", "<|eot_id|>"])
+def test_names(name: str) -> None:
+    assert refused(tool("fine"), tool(name)).field == "tools[1].name"
+
+
+def test_lists_and_texts_are_bounded() -> None:
+    assert refused(*(tool(f"f{index}") for index in range(65))).field == "tools"
+    assert refused(tool("a"), tool("b"), tool("a")).field == "tools[2].name"
+    assert "4001 characters, the limit is 4000" in str(refused(tool("f", "x" * 4001)))
+    assert refused(tool("f", "\ud800")).field == "tools[0].description"
+    assert "the limit is 32768" in str(refused(tool(title="x" * 32768)))
+    assert refused(*(tool(f"f{index}", title="x" * 32000) for index in range(9))).field == "tools"
+
+
+def test_choices() -> None:
+    assert refused(tool("f"), choice=ToolChoice(name="g")).field == "tool_choice_name"
+    assert refused(choice=ToolChoice(name="g")).field == "tool_choice_name"
+    assert refused(tool("f"), choice=ToolChoice(ToolMode.NONE, "f")).field == "tool_choice_name"
+    assert refused(choice=REQUIRED).field == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": "string"}, "object"),
+        ({}, "object"),
+        ({"properties": {"a": {"type": "text"}}}, "type"),
+        ({"required": "a"}, "required"),
+        ({"properties": {"a": 5}}, "properties"),
+        ({"properties": {"a": {"items": {"$ref": "https://example.com/schema"}}}}, r"\$ref"),
+        ({"properties": {"a": {"$ref": "file:///etc/passwd"}}}, r"\$ref"),
+        ({"properties": {"a": {"$ref": "#/$defs/none"}}}, r"\$ref"),
+        ({"properties": {"a": {"$ref": "#/x-hidden"}}, "x-hidden": {"pattern": "("}}, r"\$ref"),
+        ({"properties": {"a": {"$ref": "#/minProperties"}}, "minProperties": 1}, r"\$ref"),
+        ({"patternProperties": {"(a+)+$": {}}}, "patternProperties is not supported"),
+        ({"anyOf": [{"unevaluatedProperties": False}]}, "unevaluatedProperties is not supported"),
+        ({"$defs": {"a": {"$id": "https://example.com"}}}, r"\$id is not supported"),
+        ({"items": {"$schema": "http://json-schema.org/draft-07/schema#"}}, r"\$schema is not supported"),
+        ({"properties": {"a": {"pattern": "("}}}, "pattern"),
+        ({"properties": {"a": {"pattern": "(?=x)"}}}, "pattern"),
+        ({"propertyNames": {"pattern": "\\bword"}}, "pattern"),
+        ({"default": float("nan")}, "finite"),
+        ({"default": "\ud800"}, "Unicode"),
+        ({"default": {1: 2}}, "JSON"),
+        ({"default": b"x"}, "JSON"),
+    ],
+)
+def test_schemas_that_are_refused(schema: dict[str, Any], problem: str) -> None:
+    error = refused(
+        tool("fine"), Tool("f", "", schema if not schema or "type" in schema else {"type": "object"} | schema)
+    )
+    assert error.field == "tools[1].parameters"
+    with pytest.raises(InvalidInputError, match=problem):
+        raise error
+
+
+def test_deep_schemas_are_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    assert refused(tool(not_=schema)).field == "tools[0].parameters"
+
+
+def test_problems_quote_nothing_of_the_caller() -> None:
+    error = refused(tool(properties={"canary": {"type": "canary"}}))
+    assert "canary" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "accepted"),
+    [
+        ({"type": "integer"}, 1, True),
+        ({"type": "integer"}, "1", False),
+        ({"type": "integer"}, True, False),
+        ({"pattern": "b"}, "abc", True),
+        ({"pattern": "^b"}, "abc", False),
+        ({"pattern": '^"\\\\\n$'}, '"\\\n', True),
+        ({"pattern": "^é+$"}, "éé", True),
+        ({"pattern": "b"}, 5, True),
+        ({"$ref": "#/$defs/tree"}, {"kids": [{"kids": []}]}, True),
+        ({"$ref": "#/$defs/tree"}, {"kids": [{"kids": 1}]}, False),
+        ({"$ref": "#/$defs/a~1b%25"}, 1, True),
+        ({"$ref": "#/$defs/a~1b%25"}, "1", False),
+        ({"$ref": "#/anyOf/0/properties/v"}, None, True),
+        ({"enum": [1, None]}, None, True),
+        ({"multipleOf": 0.5}, 10**400, False),
+    ],
+)
+def test_arguments_are_held_against_the_schema(schema: dict[str, Any], value: Any, accepted: bool) -> None:
+    tree = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}
+    definitions = {"tree": tree, "a/b%": {"type": "integer"}}
+    function = tool(properties={"v": schema}, anyOf=[{"properties": {"v": True}}], **{"$defs": definitions})
+    check_tools((function,), AUTO)
+    assert ArgumentChecker(function).accepts({"v": value}) is accepted
+
+
+def test_another_draft_does_not_bring_its_own_validator() -> None:
+    """Its patterns would be Python's, which take exponential time."""
+    function = tool(properties={"v": {"pattern": "(a+)+$"}}, **{"$schema": "http://json-schema.org/draft-07/schema#"})
+    check_tools((function,), AUTO)
+    began = time.monotonic()
+    assert not ArgumentChecker(function).accepts({"v": "a" * 5000 + "b"})
+    assert time.monotonic() - began < 5
+
+
+def test_schemas_that_double_the_work_are_cut_short() -> None:
+    definitions: dict[str, Any] = {"d40": {"type": "integer"}}
+    for index in range(40):
+        definitions[f"d{index}"] = {"allOf": [{"$ref": f"#/$defs/d{index + 1}"}] * 2}
+    function = tool(properties={"v": {"$ref": "#/$defs/d0"}}, **{"$defs": definitions})
+    check_tools((function,), AUTO)
+    began = time.monotonic()
+    assert not ArgumentChecker(function).accepts({"v": 1})
+    assert time.monotonic() - began < 20
+
+
+def test_references_in_a_circle() -> None:
+    function = tool(properties={"v": {"$ref": "#/$defs/a"}}, **{"$defs": {"a": {"$ref": "#/$defs/a"}}})
+    check_tools((function,), AUTO)
+    assert not ArgumentChecker(function).accepts({"v": 1})
+
+
+@pytest.mark.parametrize("package", ["jsonschema", "llguidance"])
+def test_without_the_extra_tools_are_refused_by_name(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnsupportedError, match=r"guardlet\[structured\]"):
+        check_tools((tool(title=package),), AUTO)
+    check_tools((), AUTO)
