@@ -52,15 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="with --check: how far numbers may be apart; other processors round differently (%(default)s)",
     )
     args = parser.parse_args(arguments)
-    card = args.card.read_text(encoding="utf-8")
-    lines = figures([json.loads(path.read_text(encoding="utf-8")) for path in args.reports])
     try:
+        card = args.card.read_text(encoding="utf-8")
+        lines = figures([json.loads(path.read_text(encoding="utf-8")) for path in args.reports])
         if args.check:
             missing = differences(card, lines, args.tolerance)
             print("\n".join(f"not in the card: {line}" for line in missing) or f"{args.card}: as measured")
             return 1 if missing else 0
         args.card.write_text(rewritten(card, lines), encoding="utf-8")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"{args.card}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -105,6 +105,11 @@ def test_a_card_without_marks_is_left_alone(tmp_path: Path, capsys: pytest.Captu
     assert card.read_text(encoding="utf-8") == f"{END}{BEGIN}"
 
 
+def test_a_missing_report_is_named(card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.json"), "--card", str(card)]) == 1
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_rows_of_one_language_have_no_other() -> None:
     english = tuple(each for each in ROWS if each.lang == "en")
     lines = figures([report(english, INT8, predictions())])
