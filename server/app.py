@@ -113,7 +113,7 @@ class App:
         )
         moderation = ModerationService(self.registry, self._submitter, self.policies, settings.stream_idle_s)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
-        generation = GenerationService(self.registry, self._submitter, settings)
+        generation = GenerationService(self.registry, self._submitter, self.policies, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)

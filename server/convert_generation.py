@@ -28,7 +28,6 @@ from guard.generation import (
 from guard.tools.values import read_object
 from guard.v1 import generation_pb2, moderation_pb2
 from server import convert
-from server.errors import UnsupportedFieldError
 from server.feed import Piece
 from server.status import duration
 
@@ -59,19 +58,13 @@ _TOOL_MODES = {
 }
 _SAMPLING: tuple[_SamplingField, ...] = get_args(_SamplingField)
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-#: Fields of GenerateRequest whose feature does not exist yet.
-_UNSUPPORTED = ("tools", "tool_choice", "tool_choice_name", "response_format", "moderation")
 
 
 def generate_task(
     request: GenerateRequest, defaults: SamplingParams, default_max_tokens: int, max_tokens: int
 ) -> GenerateTask:
-    """The task of a GenerateRequest or StreamGenerateRequest; raises InvalidInputError or UnsupportedFieldError."""
+    """The task of a GenerateRequest or StreamGenerateRequest; raises InvalidInputError."""
     convert.check_request_id(request.request_id)
-    set_fields = {field.name for field, _ in request.ListFields()}
-    for name in _UNSUPPORTED:
-        if name in set_fields:
-            raise UnsupportedFieldError(name, "this server does not offer it yet")
     wanted = request.max_tokens if request.HasField("max_tokens") else default_max_tokens
     if not 1 <= wanted <= max_tokens:
         raise InvalidInputError("max_tokens", f"expected 1 to {max_tokens}")
@@ -94,7 +87,7 @@ def generate_task(
         today=_date(request.date) if request.date else datetime.now(UTC).date(),
         tools=tuple(_tool(*item) for item in enumerate(request.tools)),
         tool_choice=_tool_choice(request),
-        output_format=_output_format(request.response_format),
+        output_format=_output_format(request.response_format) if request.HasField("response_format") else None,
         prompt_lookup=request.prompt_lookup if request.HasField("prompt_lookup") else True,
     )
 
@@ -217,7 +210,9 @@ def _output_format(wanted: generation_pb2.ResponseFormat) -> OutputFormat | None
             return RegexFormat(wanted.regex.pattern)
         case "choice":
             return ChoiceFormat(tuple(wanted.choice.choices))
-    return None
+        case "text":
+            return None
+    raise InvalidInputError("response_format", "expected text, json_schema, regex or choice")
 
 
 def _schema(text: str, field: str) -> dict[str, Any]:

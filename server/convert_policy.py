@@ -7,7 +7,10 @@ from typing import cast
 from guard.errors import InvalidInputError
 from guard.policies import NamedPolicy, PolicyBook
 from guard.policy import CustomCategory, PolicyAction, PolicyChanges, is_code
-from guard.v1 import moderation_pb2
+from guard.v1 import generation_pb2, moderation_pb2
+
+#: Everything that names a policy and may change it.
+PolicyRequest = moderation_pb2.ClassifyRequest | moderation_pb2.StreamClassifyStart | generation_pb2.ModerationOptions
 
 _ACTIONS = {
     moderation_pb2.POLICY_ACTION_BLOCK: PolicyAction.BLOCK,
@@ -16,9 +19,7 @@ _ACTIONS = {
 _ACTION_NUMBERS = {action: number for number, action in _ACTIONS.items()}
 
 
-def applied_policy(
-    request: moderation_pb2.ClassifyRequest | moderation_pb2.StreamClassifyStart, book: PolicyBook, caller: str | None
-) -> NamedPolicy:
+def applied_policy(request: PolicyRequest, book: PolicyBook, caller: str | None) -> NamedPolicy:
     """The policy that the request names, or its caller's default, with the request's own changes.
 
     Raises InvalidInputError naming the field.

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc.aio
 
 from guard.engine.sampler import SamplingParams
-from guard.engine.sequence import Ticket
 from guard.generation import Generation
+from guard.pipeline import GuardedGeneration, GuardedGenerator
+from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
-from server import call, convert_generation, tickets
+from server import call, convert_generation, convert_guarded, convert_policy, tickets
 from server.convert_generation import GenerateRequest
 from server.feed import Feed, Piece, sent
 from server.registry import Registry
 from server.settings import Settings
-from server.tickets import Submitter
+from server.tickets import Submitter, Ticket
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """A request on its way: the model that writes, and the guard and its policy if they are asked."""
+
+    model: str
+    ticket: Ticket[Any]  # of a Generation; with a guard, of a GuardedGeneration
+    guard: str = ""
+    applied: NamedPolicy | None = None
+
+    async def result(self) -> Generation:
+        """Wait for it; raises what it ended with."""
+        generation: Generation = await tickets.result(self.ticket)
+        return generation
+
+    def first_token_s(self, generation: Generation) -> float:
+        """Seconds from the call's arrival to the first token; the engine counts from submission."""
+        return self.ticket.submitted - call.current.get().started + generation.first_token_s
+
+    def found(self, generation: Generation) -> generation_pb2.ModerationResult | None:
+        """What the guard found; None when it was not asked."""
+        if self.applied is None or not isinstance(generation, GuardedGeneration):
+            return None
+        this = call.current.get()
+        return convert_guarded.moderation_result(generation, self.applied, self.guard, this.request_id, this.elapsed_s)
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter, settings: Settings) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings) -> None:
         self._registry = registry
         self._submitter = submitter
+        self._policies = policies
         self._settings = settings
 
     async def Generate(  # noqa: N802 - gRPC's name
@@ -33,10 +64,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GenerateResponse:
         """The whole text at once."""
         this = call.current.get()
-        name, ticket = await self._submit(request, None)
-        generation = await tickets.result(ticket)
-        first_token_s = _first_token_s(generation, ticket, this.started)
-        return convert_generation.generate_response(generation, name, this.request_id, first_token_s, this.elapsed_s)
+        submitted = await self._submit(request, None)
+        generation = await submitted.result()
+        if isinstance(generation, GuardedGeneration):
+            generation = generation.withheld()
+        first_token_s = submitted.first_token_s(generation)
+        response = convert_generation.generate_response(
+            generation, submitted.model, this.request_id, first_token_s, this.elapsed_s
+        )
+        if (found := submitted.found(generation)) is not None:
+            response.moderation.CopyFrom(found)
+        return response
 
     async def StreamGenerate(  # noqa: N802
         self, request: generation_pb2.StreamGenerateRequest, context: _Context
@@ -44,24 +82,30 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         """The text while it is being written: ids first, then text, then how it ended."""
         this = call.current.get()
         feed = Feed(self._settings.max_unsent_tokens)
-        name, ticket = await self._submit(request, feed)
+        submitted = await self._submit(request, feed)
+
+        async def write(response: generation_pb2.StreamGenerateResponse) -> None:
+            await sent(context.write(response), self._settings.stream_idle_s)
+
         try:
-            first = generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=name)
-            await sent(context.write(first), self._settings.stream_idle_s)
+            await write(generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=submitted.model))
             pieces: list[Piece] = []
             while ready := await feed.take():
                 for piece in ready:
-                    await sent(context.write(convert_generation.stream_response(piece)), self._settings.stream_idle_s)
+                    await write(convert_generation.stream_response(piece))
                 pieces += ready
-            generation = await tickets.result(ticket)
-            first_token_s = _first_token_s(generation, ticket, this.started)
-            for end in convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s):
-                await sent(context.write(end), self._settings.stream_idle_s)
+            generation = await submitted.result()
+            first_token_s = submitted.first_token_s(generation)
+            *ends, last = convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s)
+            if (found := submitted.found(generation)) is not None:
+                last.moderation.CopyFrom(found)
+            for end in (*ends, last):
+                await write(end)
         finally:
-            ticket.cancel()
+            submitted.ticket.cancel()
 
-    async def _submit(self, request: GenerateRequest, feed: Feed | None) -> tuple[str, Ticket[Generation]]:
-        """Submit the request, its text going to ``feed``; returns the model's name and the ticket."""
+    async def _submit(self, request: GenerateRequest, feed: Feed | None) -> _Submitted:
+        """Submit the request, its text going to ``feed``."""
         entry, generator = self._registry.instruct(request.model)
         settings, defaults = self._settings, entry.manifest.generation
         context_tokens = entry.manifest.shape.max_positions
@@ -71,18 +115,20 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),
             max_tokens=settings.max_tokens,
         )
-        deadline = call.current.get().deadline
-
-        def submission() -> Ticket[Generation]:
-            return generator.submit(task, feed.push if feed else lambda delta: None, deadline)
-
-        ticket = await self._submitter.submit(request.ByteSize(), submission)
+        this = call.current.get()
+        push = feed.push if feed else lambda delta: None
+        submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, this.deadline)
+        guard, applied = "", None
+        with convert_guarded.paths_of_the_request():
+            if request.HasField("moderation"):
+                applied = convert_policy.applied_policy(request.moderation, self._policies, this.caller)
+                moderation = convert_guarded.moderation(request.moderation, applied.policy)
+                guard_entry, classifier = self._registry.guard(request.moderation.model)
+                guard = guard_entry.name
+                guarded = GuardedGenerator(generator, classifier)
+                submit = partial(guarded.submit, task, moderation, push, this.deadline)
+            ticket = await self._submitter.submit(request.ByteSize(), submit)
         if feed is not None:
             feed.stop = ticket.cancel
             ticket.future.add_done_callback(lambda _: feed.finish())
-        return entry.name, ticket
-
-
-def _first_token_s(generation: Generation, ticket: Ticket[Generation], started: float) -> float:
-    """Seconds from the call's arrival (``started``) to its first token; the engine counts from submission."""
-    return ticket.submitted - started + generation.first_token_s
+        return _Submitted(entry.name, ticket, guard, applied)

@@ -5,14 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
-
-from guard.engine.sequence import Ticket
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 #: Requests of more bytes are large: tokenizing takes about a tenth of a second from here on.
 LARGE_BYTES = 64 << 10
 _SMALL_THREADS = 2
+
+
+class Ticket(Protocol[T]):
+    """Work that was submitted: an engine's ticket, or several that belong together."""
+
+    @property
+    def future(self) -> Future[T]:
+        """Gets the result or the error."""
+
+    @property
+    def submitted(self) -> float:
+        """When, in time.monotonic() seconds."""
+
+    @property
+    def cancel(self) -> Callable[[], None]:
+        """Stops the work within one step; harmless at the end."""
 
 
 class Submitter:
@@ -30,7 +44,7 @@ class Submitter:
 
         When this coroutine is cancelled meanwhile, the ticket that still comes out is cancelled.
         """
-        return await self.run(size, submission, Ticket.cancel)
+        return await self.run(size, submission, lambda ticket: ticket.cancel())
 
     async def run(self, size: int, work: Callable[[], T], discard: Callable[[T], object]) -> T:
         """As ``submit``, for any ``work`` that tokenizes; a result that comes too late goes to ``discard``."""

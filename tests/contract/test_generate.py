@@ -14,26 +14,13 @@ from guard.v1.generation_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP_SEQUENCE,
     FINISH_REASON_UNSPECIFIED,
-    TOOL_CHOICE_NONE,
     GenerateRequest,
-    ModerationOptions,
-    ResponseFormat,
     StreamGenerateRequest,
-    TextFormat,
-    Tool,
 )
 
 from .fakes import LETTERS, FakeModels
+from .generating import parts_of, prompt, streamed
 from .running import ASSISTANT, SYSTEM, Running, message, question, refused, running, until
-
-
-def prompt(**fields: Any) -> GenerateRequest:
-    defaults: dict[str, Any] = {"messages": [message("hi")], "temperature": 0.0}
-    return GenerateRequest(**(defaults | fields))
-
-
-def streamed(**fields: Any) -> StreamGenerateRequest:
-    return StreamGenerateRequest.FromString(prompt(**fields).SerializeToString())
 
 
 async def test_generate(server: Running) -> None:
@@ -51,7 +38,7 @@ async def test_generate(server: Running) -> None:
 
 async def test_stream_has_ids_first_then_text_then_the_end(server: Running) -> None:
     whole = await server.generation.Generate(prompt(max_tokens=50))
-    parts = [part async for part in server.generation.StreamGenerate(streamed(max_tokens=50, request_id="s"))]
+    parts = await parts_of(server, max_tokens=50, request_id="s")
     first, *middle, last = parts
     assert (first.request_id, first.model, first.text) == ("s", "tiny-instruct", "")
     assert all(part.text and part.finish_reason == FINISH_REASON_UNSPECIFIED for part in middle)
@@ -110,7 +97,7 @@ async def test_logprobs_come_with_each_token_and_alternatives(server: Running) -
 async def test_streamed_logprobs_are_those_of_the_whole(server: Running) -> None:
     fields: dict[str, Any] = {"max_tokens": 60, "stop": ["efg"], "logprobs": True, "top_logprobs": 1}
     whole = await server.generation.Generate(prompt(**fields))
-    parts = [part async for part in server.generation.StreamGenerate(streamed(**fields))]
+    parts = await parts_of(server, **fields)
     assert [token for part in parts for token in part.logprobs] == list(whole.logprobs)
     assert len(whole.logprobs) == whole.usage.completion_tokens
 
@@ -127,7 +114,7 @@ async def test_choices_are_each_drawn_with_the_next_seed(server: Running) -> Non
     assert [len(choice.logprobs) for choice in answer.further_choices] == [12, 12]
     assert answer.usage.completion_tokens == 36
 
-    parts = [part async for part in server.generation.StreamGenerate(streamed(choices=3, seed=5, **fields))]
+    parts = await parts_of(server, choices=3, seed=5, **fields)
     for index, text in enumerate(texts):
         mine = [part for part in parts[1:] if part.choice_index == index]
         assert "".join(part.text for part in mine) == text
@@ -163,7 +150,7 @@ async def test_speed_and_prompt_lookup_show_in_the_answer(server: Running) -> No
     assert without.text == with_lookup.text
     assert without.tokens_per_second > 0
     assert (await server.generation.Generate(prompt(max_tokens=1))).tokens_per_second == 0
-    last = [part async for part in server.generation.StreamGenerate(streamed(max_tokens=100))][-1]
+    last = (await parts_of(server, max_tokens=100))[-1]
     assert last.tokens_per_second > 0
     assert last.usage.accepted_tokens > 0
 
@@ -210,30 +197,10 @@ async def test_speed_and_prompt_lookup_show_in_the_answer(server: Running) -> No
     ],
 )
 async def test_bad_input_is_refused_by_field_on_both(server: Running, fields: dict[str, Any], field: str) -> None:
-    async def stream() -> None:
-        async for _ in server.generation.StreamGenerate(streamed(**fields)):
-            pass
-
-    for call in (server.generation.Generate(prompt(**fields)), stream()):
+    for call in (server.generation.Generate(prompt(**fields)), parts_of(server, **fields)):
         answer = await refused(call)
         assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
         assert list(answer.fields) == [field]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("tools", [Tool(name="f")]),
-        ("tool_choice", TOOL_CHOICE_NONE),
-        ("response_format", ResponseFormat(text=TextFormat())),
-        ("moderation", ModerationOptions()),
-    ],
-)
-async def test_features_to_come_are_refused_by_name(server: Running, name: str, value: Any) -> None:
-    answer = await refused(server.generation.Generate(prompt(**{name: value})))
-    assert answer.code is grpc.StatusCode.UNIMPLEMENTED
-    assert answer.info.reason == "UNSUPPORTED"
-    assert list(answer.fields) == [name]
 
 
 async def test_no_instruct_model(models: FakeModels) -> None:
