@@ -8,7 +8,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from guard.v1.generation_pb2 import GenerateRequest
+from guard.v1.generation_pb2 import GenerateRequest, ModerationOptions, Tool
 from guard.v1.moderation_pb2 import BatchClassifyRequest, CustomCategory, Policy
 
 from .running import Running, message, question
@@ -20,11 +20,32 @@ POLICY = Policy(
     excluded_categories=["S10"],
     custom_categories=[CustomCategory(code="S2", name="Theft", description="Taking things.")],
 )
+TOOL = Tool(name="f", description="Does.", parameters_json_schema='{"type": "object", "properties": {"x": {}}}')
+BOTH = ModerationOptions(check_input=True, check_output=True)
+GENERATE = "/guard.v1.GenerationService/Generate"
 SEEDS = {
     "/guard.v1.ModerationService/Classify": question("hello", "there", "you", request_id="id", policy=POLICY, mode=1),
     "/guard.v1.ModerationService/BatchClassify": BatchClassifyRequest(requests=[question("a"), question("b", "c")]),
-    "/guard.v1.GenerationService/Generate": GenerateRequest(
+    GENERATE: GenerateRequest(
         messages=[message("hi")], max_tokens=3, temperature=0.5, top_p=0.9, top_k=5, seed=1, stop=["x"]
+    ),
+    # The part after "#" only tells the seeds of one method apart.
+    f"{GENERATE}#sampling": GenerateRequest(
+        prompt="Once",
+        max_tokens=3,
+        temperature=1.0,
+        min_p=0.1,
+        repetition_penalty=1.1,
+        presence_penalty=0.5,
+        frequency_penalty=0.5,
+        logit_bias={5: 1.0, 7: -1.0},
+        logprobs=True,
+        top_logprobs=2,
+        choices=2,
+        prompt_lookup=False,
+    ),
+    f"{GENERATE}#forms": GenerateRequest(
+        messages=[message("hi")], max_tokens=3, date="2026-11-30", tools=[TOOL], moderation=BOTH
     ),
 }
 
@@ -48,7 +69,7 @@ def mangled(data: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("method", SEEDS)
 async def test_mangled_requests(server: Running, method: str) -> None:
-    call = server.channel.unary_unary(method)
+    call = server.channel.unary_unary(method.partition("#")[0])
     outcomes: Counter[str] = Counter()
     for seed in range(400):
         chance = random.Random(seed)
