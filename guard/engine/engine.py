@@ -20,6 +20,9 @@ from guard.engine.sequence import Job, T, Ticket
 from guard.engine.settings import EngineSettings
 from guard.errors import CancelledError, DeadlineError, InputTooLongError, OverloadedError, UnavailableError
 
+#: Seconds between two looks at a queue that waits for memory which nobody active will give back.
+_LOOK_S = 0.1
+
 
 def retry_after(seconds: float) -> float:
     """What to tell a refused caller: an estimate, within reason."""
@@ -63,8 +66,7 @@ class Engine:
             if not full:
                 self._queued.append(ticket)
                 self._changed.notify()
-        for other in unwanted:
-            _end(other, other.unwanted() or CancelledError("the caller went away"))
+        _end_unwanted(unwanted)
         if full:
             raise OverloadedError(f"{self.settings.max_queued} requests are waiting, the limit", retry_after(wait))
         return ticket
@@ -117,6 +119,9 @@ class Engine:
             while (starting := self._wait_for_work()) is not None:
                 self._scheduler.round(starting)
                 self._retire(self._scheduler.take_ended())
+                with self._changed:
+                    unwanted = self._take_unwanted()
+                _end_unwanted(unwanted)
         except BaseException:  # a bug in the loop itself: nobody may be left waiting
             error = UnavailableError("the engine stopped unexpectedly")
             raise
@@ -124,14 +129,18 @@ class Engine:
             self._fail_all(error)
 
     def _wait_for_work(self) -> list[Ticket[Any]] | None:
-        """The jobs to start now, once there is anything to do; None when the engine is closed."""
+        """The jobs to start now, once there is anything to do; None when the engine is closed.
+
+        None of them after ``_LOOK_S`` of waiting for held memory: callers in the queue may have left meanwhile.
+        """
         with self._changed:
             while not self._closed:
                 starting = self._take_fitting()
                 if starting or self._active:
                     self._active += len(starting)
                     return starting
-                self._changed.wait()
+                if not self._changed.wait(_LOOK_S if self._queued else None):
+                    return []
             return None
 
     def _take_fitting(self) -> list[Ticket[Any]]:
@@ -162,7 +171,7 @@ class Engine:
             ticket.settle()
 
     def _take_unwanted(self) -> list[Ticket[Any]]:
-        """Remove from the queue what was cancelled or is late: it would never run, and others may have its place."""
+        """Remove from the queue what was cancelled or is late: it will never run, and others may have its place."""
         unwanted = [ticket for ticket in self._queued if ticket.unwanted() is not None]
         self._queued = deque(ticket for ticket in self._queued if ticket not in unwanted)
         return unwanted
@@ -174,6 +183,11 @@ class Engine:
             self._queued.clear()
         for ticket in left:
             _end(ticket, error)
+
+
+def _end_unwanted(tickets: list[Ticket[Any]]) -> None:
+    for ticket in tickets:
+        _end(ticket, ticket.unwanted() or CancelledError("the caller went away"))
 
 
 def _end(ticket: Ticket[Any], error: BaseException) -> None:

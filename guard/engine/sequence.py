@@ -87,7 +87,7 @@ class Ticket(Generic[T]):
 
     def unwanted(self) -> GuardError | None:
         """Why nobody needs the result any more, if so."""
-        if self._cancelled.is_set():
+        if self._cancelled.is_set() or self.future.cancelled():
             return CancelledError("the caller went away")
         if self.deadline is not None and time.monotonic() >= self.deadline:
             return DeadlineError("the deadline passed before the answer was ready")
