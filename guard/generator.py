@@ -13,10 +13,10 @@ from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
 from guard.engine.prefix_blocks import PrefixBlocks
 from guard.engine.runner import Runner
-from guard.engine.sampler import Sampler
+from guard.engine.sampler import Sampler, SamplingParams
 from guard.engine.sequence import Decode, Forward, Job, Ticket
 from guard.errors import BundleError, InputTooLongError, InvalidInputError
-from guard.generation import Constraint, Delta, GenerateTask, Generation, ToolMode
+from guard.generation import Constraint, Delta, GenerateTask, Generation, OutputFormat, ToolMode
 from guard.lookup import PromptLookup
 from guard.structured import FormatCompiler
 from guard.tokenizer import Tokenizer
@@ -86,7 +86,9 @@ class Generator:
 
     def _constraints(self, task: GenerateTask) -> list[Constraint | None]:
         """What each choice is held to: the format asked for, or that of the tool calls asked for."""
-        wanted = task.output_format or forced_format(task.tools, task.tool_choice)
+        wanted: OutputFormat | None = task.output_format
+        if task.tool_choice.name or task.tool_choice.mode is ToolMode.REQUIRED:
+            wanted = forced_format(task.tools, task.tool_choice)
         return [None if wanted is None else self._formats.constraint(wanted) for _ in range(task.choices)]
 
     def _check_length(self, task: GenerateTask, prompt_tokens: int) -> None:
@@ -149,14 +151,16 @@ class Generator:
     ) -> list[Writer]:
         # Several choices decode together, and a draft would only be looked at if one were left: see Decode.
         lookup = PromptLookup(prompt) if task.prompt_lookup and task.choices == 1 else None
-        writers = []
-        for index, constraint in enumerate(constraints):
-            seed = task.sampling.seed
-            sampling = task.sampling if seed is None else replace(task.sampling, seed=(seed + index) % (1 << 64))
-            writers.append(
-                Writer(task, index, self._vocabulary, Sampler(sampling, prompt), constraint, lookup, on_delta)
-            )
-        return writers
+        return [
+            Writer(task, index, self._vocabulary, Sampler(_sampling(task, index), prompt), constraint, lookup, on_delta)
+            for index, constraint in enumerate(constraints)
+        ]
+
+
+def _sampling(task: GenerateTask, index: int) -> SamplingParams:
+    """Of choice number ``index``: each draws from a seed of its own."""
+    seed = task.sampling.seed
+    return task.sampling if seed is None else replace(task.sampling, seed=(seed + index) % (1 << 64))
 
 
 def _write(choices: list[tuple[Writer, KvCache]]) -> Job[None]:

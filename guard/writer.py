@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from guard.conversation import ToolCall
 from guard.engine.sampler import Sampler, logprobs
 from guard.engine.sequence import Float32
 from guard.generation import Alternative, Choice, Constraint, Delta, FinishReason, GenerateTask, TokenLogprob
 from guard.lookup import PromptLookup
 from guard.stops import StopMatcher
 from guard.tokenizer import Tokenizer
+from guard.tools.stream import ToolReader
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Writer:
         self._release = release
         self._decoder = vocabulary.tokenizer.stream_decoder()
         self._stops = StopMatcher(task.stop)
+        self._tools = ToolReader(task.tools, task.tool_choice)
         self._count = 0
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
@@ -68,9 +71,14 @@ class Writer:
         return right
 
     def finish(self) -> Choice:
-        """The finished text, after its last piece was released."""
+        """The finished text, after its last piece was released. Raises ModelOutputError for one that had to call tools
+        and does not.
+        """
         self._show(self._stops.flush())
-        return Choice("".join(self._text), self._reason, self._count, logprobs=tuple(self._logprobs))
+        left, calls = self._tools.finish(complete=self._reason is not FinishReason.LENGTH)
+        self._emit(left, calls)
+        reason = FinishReason.TOOL_CALLS if calls else self._reason
+        return Choice("".join(self._text), reason, self._count, calls, tuple(self._logprobs))
 
     def _step(self, logits: Float32) -> None:
         allowed = None if self._constraint is None else self._constraint.allowed()
@@ -96,9 +104,12 @@ class Writer:
         self.done, self._reason = True, reason
 
     def _show(self, text: str) -> None:
-        if text:
+        self._emit(self._tools.feed(text), ())
+
+    def _emit(self, text: str, calls: tuple[ToolCall, ...]) -> None:
+        if text or calls:
             self._text.append(text)
-            self._release(Delta(text, self._count, self._index, tuple(self._unreleased)))
+            self._release(Delta(text, self._count, self._index, tuple(self._unreleased), calls))
             self._unreleased.clear()
 
     def _note_logprobs(self, logits: Float32) -> None:
