@@ -26,6 +26,7 @@ from guard.errors import UnsupportedError
 from guard.evaluation.evaluate import PAGE_FILE, EvaluationRequest, evaluate, is_complete
 from guard.evaluation.page import bounds, number
 from guard.evaluation.progress import RateLine, duration
+from guard.evaluation.report import WANTED_FPRS
 from guard.evaluation.rows import read_data
 from guard.evaluation.runner import LocalPredictor, Predictor
 from guard.runtime import load_guard
@@ -40,6 +41,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (DATA's name and -evaluation)")
     parser.add_argument("--restart", action="store_true", help="judge again what an earlier run in --out has judged")
     parser.add_argument("--threshold", type=float, default=0.5, metavar="P", help="flagged at this score (%(default)s)")
+    parser.add_argument(
+        "--fpr",
+        type=float,
+        action="append",
+        metavar="P",
+        help="suggest a threshold for this false-positive rate at most; repeatable (0.01, 0.02, 0.05, 0.1)",
+    )
     parser.add_argument("--mode", choices=("one_pass", "exact"), default="one_pass", help="(%(default)s)")
     parser.add_argument("--limit", type=int, metavar="N", help="a random sample of N rows")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sample and bootstrap (%(default)s)")
@@ -66,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         limit=args.limit,
         seed=args.seed,
         rounds=args.rounds,
+        wanted_fprs=WANTED_FPRS if args.fpr is None else tuple(args.fpr),
         compare=args.compare,
         restart=args.restart,
     )

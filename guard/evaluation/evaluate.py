@@ -11,7 +11,7 @@ from typing import Any
 from guard.errors import InvalidInputError
 from guard.evaluation.page import to_html
 from guard.evaluation.predictions import PredictionLog, read_predictions
-from guard.evaluation.report import build_report, compare, describe_data
+from guard.evaluation.report import WANTED_FPRS, build_report, compare, describe_data
 from guard.evaluation.rows import DataSet, sample
 from guard.evaluation.runner import Predictor, Progress, run
 from guard.policy import Policy
@@ -25,7 +25,8 @@ PREDICTIONS_FILE = "predictions.jsonl"
 class EvaluationRequest:
     """``out`` gets the three files. ``limit`` rows are drawn with ``seed``; the bootstrap of ``rounds`` uses it too.
 
-    ``compare`` is another run's predictions file. ``restart`` judges again what an earlier run in ``out`` has judged.
+    A threshold is suggested for each of ``wanted_fprs``. ``compare`` is another run's predictions file. ``restart``
+    judges again what an earlier run in ``out`` has judged.
     Raises InvalidInputError naming what is no threshold or count.
     """
 
@@ -35,6 +36,7 @@ class EvaluationRequest:
     limit: int | None = None
     seed: int = 0
     rounds: int = 1000
+    wanted_fprs: tuple[float, ...] = WANTED_FPRS
     compare: Path | None = None
     restart: bool = False
 
@@ -42,6 +44,8 @@ class EvaluationRequest:
         Policy(threshold=self.threshold)
         if self.rounds < 1:
             raise InvalidInputError("rounds", "expected at least 1")
+        if not all(0 <= rate < 1 for rate in self.wanted_fprs):  # also false for NaN
+            raise InvalidInputError("fpr", "expected a rate of at least 0 and below 1")
 
 
 def evaluate(request: EvaluationRequest, predictor: Predictor, progress: Progress) -> dict[str, Any]:
@@ -72,6 +76,7 @@ def evaluate(request: EvaluationRequest, predictor: Predictor, progress: Progres
         threshold=request.threshold,
         rounds=request.rounds,
         seed=request.seed,
+        wanted_fprs=request.wanted_fprs,
         comparison=None if other is None else compare(rows, done.predictions, other[1], other[0], request.threshold),
     )
     write_whole(out / REPORT_FILE, json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -180,7 +180,7 @@ def _curves(report: dict[str, Any]) -> list[str]:
 def _thresholds(report: dict[str, Any]) -> list[str]:
     chosen = [("best F1", report["thresholds"]["best_f1"])]
     chosen += [
-        (f"FPR at most {each['wanted']:.0%}", each["choice"])
+        (f"FPR at most {100 * each['wanted']:g}%", each["choice"])
         for each in report["thresholds"]["for_false_positive_rate"]
     ]
     keys = ("f1", "precision", "recall", "false_positive_rate")

@@ -74,6 +74,7 @@ def build_report(
     threshold: float = 0.5,
     rounds: int = 1000,
     seed: int = 0,
+    wanted_fprs: Sequence[float] = WANTED_FPRS,
     comparison: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The report of ``rows``. ``data`` (``describe_data``), ``timing`` and ``comparison`` (``compare``) go in as given.
@@ -95,7 +96,7 @@ def build_report(
         "groups": {kind: _groups(answers, names, threshold, rounds, seed) for kind, names in _kinds(rows).items()},
         "categories": _categories(rows, predictions, threshold),
         "calibration": _calibration(answers),
-        "thresholds": _thresholds(answers),
+        "thresholds": _thresholds(answers, wanted_fprs),
         "curves": {"precision_recall": _curve(answers), "histogram": _histogram(answers)},
         "comparison": comparison,
     }
@@ -238,9 +239,9 @@ def _calibration(answers: Answers) -> dict[str, Any]:
     return asdict(calibration(answers.unsafe[~answers.failed], answers.scores[~answers.failed]))
 
 
-def _thresholds(answers: Answers) -> dict[str, Any]:
+def _thresholds(answers: Answers, wanted_fprs: Sequence[float]) -> dict[str, Any]:
     best = best_f1(answers.unsafe, answers.scores)
-    wanted = [(rate, threshold_for_fpr(answers.unsafe, answers.scores, rate)) for rate in WANTED_FPRS]
+    wanted = [(rate, threshold_for_fpr(answers.unsafe, answers.scores, rate)) for rate in wanted_fprs]
     return {
         "best_f1": None if best is None else asdict(best),
         "for_false_positive_rate": [

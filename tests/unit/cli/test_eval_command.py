@@ -114,6 +114,7 @@ def test_columns_are_declared(bundle: Path, tmp_path: Path, capsys: pytest.Captu
     [
         (["--threshold", "0"], "policy.threshold: expected a number above 0 and at most 1"),
         (["--rounds", "0"], "rounds: expected at least 1"),
+        (["--fpr", "1"], "fpr: expected a rate of at least 0 and below 1"),
         (["--limit", "0"], "limit: expected at least 1"),
         (["--role", "user"], "columns: --context-column and --role go with --text-column"),
         (["--unsafe-label", "x", "--safe-label", "X"], "columns: a label is both safe and unsafe"),
@@ -125,6 +126,17 @@ def test_wrong_values_are_refused(
 ) -> None:
     assert main(["eval", str(data), "--guard", str(bundle), "--out", str(tmp_path / "out"), *options]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == f"guard eval: {line}"
+
+
+def test_thresholds_are_suggested_for_wanted_rates(
+    bundle: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--fpr", "0.125", "--fpr", "0.5", "--rounds", "1", "--out", str(tmp_path / "out"), "--json"]
+    assert main(["eval", str(data), "--guard", str(bundle), *options]) == 0
+    suggested = json.loads(capsys.readouterr().out)["thresholds"]["for_false_positive_rate"]
+    assert [each["wanted"] for each in suggested] == [0.125, 0.5]
+    assert all(each["choice"]["false_positive_rate"] <= each["wanted"] for each in suggested)
+    assert "FPR at most 12.5%" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 def test_0_can_be_the_unsafe_class(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
