@@ -13,8 +13,25 @@ from typing import Any
 import grpc
 import pytest
 
-from guard.v1.generation_pb2 import GenerateRequest, StreamGenerateRequest, Tool
-from guard.v1.moderation_pb2 import BatchClassifyRequest, ClassifyRequest, CustomCategory, Policy
+from guard.v1.generation_pb2 import (
+    ChoiceFormat,
+    GenerateRequest,
+    JsonSchemaFormat,
+    ModerationOptions,
+    RegexFormat,
+    ResponseFormat,
+    StreamGenerateRequest,
+    Tool,
+)
+from guard.v1.moderation_pb2 import (
+    ROLE_TOOL,
+    BatchClassifyRequest,
+    ClassifyRequest,
+    CustomCategory,
+    Message,
+    Policy,
+    ToolCall,
+)
 from server import log
 
 from .fakes import BROKEN_MARK, FakeModels
@@ -44,6 +61,39 @@ def lines(logs: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in logs.getvalue().splitlines()]
 
 
+def refused_generations(text: str) -> list[GenerateRequest]:
+    """Requests that are wrong in every place where a caller writes."""
+    quoted = json.dumps(CANARY)
+    schemas = [
+        quoted,
+        f"{{{quoted}: ",
+        f'{{"type": {quoted}}}',
+        f'{{"$ref": "#/$defs/{CANARY}"}}',
+        f'{{"properties": {{{quoted}: {{"type": 7}}}}}}',
+        f'{{"properties": {{{quoted}: {{"pattern": "{CANARY}("}}}}}}',
+    ]
+    call = ToolCall(id=CANARY, name="f", arguments_json=CANARY)
+    fields: list[dict[str, Any]] = [
+        *({"tools": [Tool(name="f", parameters_json_schema=schema)]} for schema in schemas),
+        *({"response_format": ResponseFormat(json_schema=JsonSchemaFormat(schema=schema))} for schema in schemas),
+        *(
+            {"response_format": ResponseFormat(regex=RegexFormat(pattern=CANARY + end))}
+            for end in ("(", r"\p{x}", "\\")
+        ),
+        {"response_format": ResponseFormat(choice=ChoiceFormat(choices=[CANARY, CANARY]))},
+        {"tools": [Tool(name=CANARY + " !")]},
+        {"tools": [Tool(name="f")], "tool_choice_name": CANARY},
+        {"date": CANARY},
+        {"prompt": CANARY},
+        {"messages": [message(text), Message(role=ASSISTANT, tool_calls=[call]), message(text)]},
+        {"messages": [message(text), Message(role=ROLE_TOOL, content=text, tool_call_id=CANARY)]},
+        {"moderation": ModerationOptions(check_input=True, policy_name=CANARY)},
+        {"moderation": ModerationOptions(check_input=True, model=CANARY)},
+        {"moderation": ModerationOptions(check_output=True, policy=Policy(excluded_categories=[CANARY]))},
+    ]
+    return [GenerateRequest(**({"messages": [message(text)]} | each)) for each in fields]
+
+
 async def test_canary_is_in_no_error_and_no_log(
     server: Running, logs: io.StringIO, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +115,7 @@ async def test_canary_is_in_no_error_and_no_log(
         server.moderation.Classify(ClassifyRequest(messages=[message(text), message(text)])),
         server.generation.Generate(GenerateRequest(messages=[message(text, ASSISTANT)])),
         server.generation.Generate(GenerateRequest(messages=[message(text)], stop=[CANARY * 100])),
-        server.generation.Generate(GenerateRequest(messages=[message(text)], tools=[Tool(name=CANARY)])),
+        *(server.generation.Generate(request) for request in refused_generations(text)),
         server.channel.unary_unary("/guard.v1.ModerationService/Classify")(b"\x0a\x7f" + CANARY.encode()),
     ]
     for call in calls:
