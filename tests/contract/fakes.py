@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,11 +29,15 @@ LETTERS = "abcdefghij"
 
 @dataclass
 class FakeModels:
-    """A ``server.registry.Loader``. ``step_seconds`` is what one model step takes; ``fail`` makes every load fail."""
+    """A ``server.registry.Loader``. ``step_seconds`` is what one model step takes; ``fail`` makes every load fail.
+
+    ``says``: what the instruct model writes as its first message, its second and so on, ending each; none: LETTERS.
+    """
 
     directory: Path
     step_seconds: float = 0.0
     fail: bool = False
+    says: Sequence[str] = ()
     runners: dict[Task, FakeRunner] = field(default_factory=dict)
 
     def __call__(self, directory: Path, task: Task, settings: EngineSettings) -> Model:
@@ -40,7 +45,7 @@ class FakeModels:
             raise BundleError("model.onnx: the hash differs")
         bundle = write_bundle(self.directory / directory.name, task)
         tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
-        answers = guard_answers(tokenizer) if task == "guard" else instruct_answers(tokenizer)
+        answers = guard_answers(tokenizer) if task == "guard" else instruct_answers(tokenizer, self.says)
         runner = self.runners[task] = FakeRunner(answers, step_seconds=self.step_seconds)
         engine = Engine(runner, settings, task)
         return Classifier(bundle, runner, engine) if task == "guard" else Generator(bundle, runner, engine)
@@ -62,13 +67,26 @@ class guard_answers:  # noqa: N801 - used like a function
 
 
 class instruct_answers:  # noqa: N801 - used like a function
-    """Writes LETTERS without end, by the number of tokens so far."""
+    """Writes LETTERS without end, by the number of tokens so far; or of ``says`` the message whose turn it is.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Where a grammar allows nothing of that, it closes what is open.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, says: Sequence[str] = ()) -> None:
         self._letters = _ids(tokenizer, LETTERS)
+        self._opening = tuple(tokenizer.encode([Segment("<|im_start|>assistant\n", trusted=True)]))
+        (end,) = tokenizer.encode([Segment("<|im_end|>", trusted=True)])
+        self._says = [(*_ids(tokenizer, text), end) for text in says]
+        self._closing = dict(zip((end, *_ids(tokenizer, '"}')), (5.0, 4.0, 3.0), strict=True))
 
     def __call__(self, seen: tuple[int, ...]) -> Float32:
-        return logits_for({self._letters[len(seen) % len(LETTERS)]: 10.0}, {token: token for token in range(512)})
+        token, size = self._letters[len(seen) % len(LETTERS)], len(self._opening)
+        starts = [place + size for place in range(len(seen)) if seen[place : place + size] == self._opening]
+        if not self._says or not starts:
+            return logits_for({token: 10.0}, {token: token for token in range(512)})
+        said = self._says[len(starts) - 1]
+        token = said[min(len(seen) - starts[-1], len(said) - 1)]
+        return logits_for(self._closing | {token: 10.0}, {token: token for token in range(512)})
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
