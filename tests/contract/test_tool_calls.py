@@ -72,7 +72,7 @@ async def test_calls_leave_as_messages_and_not_as_text(models: FakeModels, said:
         assert calls_of(answer) == calls
         assert (answer.text, answer.finish_reason) == ("", FINISH_REASON_TOOL_CALLS)
         assert answer.usage.completion_tokens == len(said.encode()) + 1
-        ids = [call.id for part in (answer, *parts) for call in part.tool_calls]
+        ids = [call.id for call in answer.tool_calls] + [call.id for part in parts for call in part.tool_calls]
         assert len(set(ids)) == 2 * len(calls)
 
 
