@@ -20,7 +20,9 @@ from .structured_texts import RandomWriter
 SEEDS = st.integers(0, 2**32 - 1)
 SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 KEYS = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=6)
-PATTERNS = st.sampled_from(["^[a-z]{1,8}$", "^[A-Z]{2}-[0-9]{1,4}$", "^a{0,3}b+$", "^(yes|no)( please)?$", "^.{2,5}$", "^x.{0,6}y$"])
+PATTERNS = st.sampled_from(
+    ["^[a-z]{1,8}$", "^[A-Z]{2}-[0-9]{1,4}$", "^a{0,3}b+$", "^(yes|no)( please)?$", "^.{2,5}$", "^x.{0,6}y$"]
+)
 
 
 @cache
