@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 from guard.cli import COMMANDS
+from guard.v1.generation_pb2 import GenerateRequest
 from server.settings import PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -23,6 +24,12 @@ def test_every_setting_is_documented_with_its_default() -> None:
 def test_the_readme_names_every_command() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"`guard {name}" not in text] == []
+
+
+def test_every_field_of_a_generation_is_documented() -> None:
+    text = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    first_cells = " ".join(re.findall(r"^\| (`[^|]+) \|", text, flags=re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first_cells)) == set(GenerateRequest.DESCRIPTOR.fields_by_name)
 
 
 def test_links_between_documents_lead_somewhere() -> None:
