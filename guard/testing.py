@@ -35,7 +35,7 @@ TINY_SHAPE = ModelShape(
 class FakeRunner:
     """A ``guard.engine.runner.Runner`` that asks ``answers`` for its logits and keeps the token ids in the KV cache
     itself, so that prefix reuse, rollback and mixed-up caches show in its answers. ``steps`` counts forward calls,
-    ``tokens`` what they were given.
+    ``tokens`` what they were given. ``step_seconds`` is what each takes, and may be changed.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class FakeRunner:
         self.steps = 0
         self.tokens = 0
         self._answers = answers
-        self._step_seconds = step_seconds
+        self.step_seconds = step_seconds
 
     def forward(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Float32:
         self.steps += 1
         self.tokens += len(token_ids)
-        time.sleep(self._step_seconds)
+        time.sleep(self.step_seconds)
         start = cache.length
         cache.grow_to(start + len(token_ids))
         memory = cache.arrays[0][0, 0, :, 0]

@@ -42,7 +42,7 @@ class Feed:
 
     def __init__(self, max_tokens: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._waiting: list[Piece] = []
         self._tokens = 0  # of the waiting pieces
         self._seen: dict[int, int] = {}  # tokens of each choice's whole text so far
@@ -67,8 +67,8 @@ class Feed:
         while not self._waiting and not self._finished:
             self._changed.clear()
             await self._changed.wait()
-        if self._tokens > self._max_tokens:
-            raise SlowReaderError(f"{self._tokens} tokens wait to be read, the limit is {self._max_tokens}")
+        if self._tokens > self.max_tokens:
+            raise SlowReaderError(f"{self._tokens} tokens wait to be read, the limit is {self.max_tokens}")
         waiting, self._waiting, self._tokens = self._waiting, [], 0
         return joined(waiting)
 
@@ -78,7 +78,7 @@ class Feed:
         self._tokens += tokens
         self._waiting.append(Piece(delta.text, tokens, delta.choice, delta.logprobs, delta.tool_calls))
         self._changed.set()
-        if self._tokens > self._max_tokens:
+        if self._tokens > self.max_tokens:
             self.stop()
 
     def _finish(self) -> None:

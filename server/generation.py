@@ -127,6 +127,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 guard = guard_entry.name
                 guarded = GuardedGenerator(generator, classifier)
                 submit = partial(guarded.submit, task, moderation, push, this.deadline)
+                if feed is not None:
+                    # The guard lets go of text in bulk: how much of it waits says nothing about the reader.
+                    feed.max_tokens = max(feed.max_tokens, task.choices * task.max_tokens)
             ticket = await self._submitter.submit(request.ByteSize(), submit)
         if feed is not None:
             feed.stop = ticket.cancel

@@ -13,7 +13,7 @@ from guard.policy import Policy
 from guard.streaming import StreamTask
 from guard.verdict import Verdict
 
-from .guarded import LIMITS, STORY, words
+from .guarded import LIMITS, STORY, until, words
 from .scripted import BAD_WORD, started
 
 QUESTION = Message(Role.USER, "Tell me a story")
@@ -65,6 +65,13 @@ def test_after_a_block_nothing_is_released_nor_judged(guard: Classifier) -> None
     assert choice.text and "all is well and then ".startswith(choice.text)
     assert held.judgement is not None and held.judgement.verdict is Verdict.UNSAFE
     assert held.judgement.window.end < 40
+
+
+def test_a_block_gives_the_memory_back_at_once(guard: Classifier) -> None:
+    session = guard.stream(StreamTask((QUESTION,), Target.RESPONSE, Policy(), every_tokens=8))
+    assert guard.engine.kv_bytes_in_use > 0
+    HeldChoice(0, session, lambda delta: None, None).add(Delta(f"{BAD_WORD} things", 2))
+    until(lambda: guard.engine.kv_bytes_in_use == 0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from threading import Thread
 
 import pytest
 from hypothesis import given, settings
@@ -383,6 +384,21 @@ def test_a_writer_that_refuses_leaves_the_guard_free(guard: Classifier) -> None:
 
     with pytest.raises(OverloadedError, match="waiting"):
         run(guard, Full([]))
+    until(lambda: guard.engine.kv_bytes_in_use == 0 and guard.engine.jobs == 0)
+
+
+def test_no_thread_leaves_nothing_running(guard: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoThread(Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    writer = Writer(words(STORY * 20), pause_s=0.001)
+    with monkeypatch.context() as patch:
+        patch.setattr("guard.pipeline.Thread", NoThread)
+        with pytest.raises(RuntimeError):
+            run(guard, writer)
+    assert writer.ended.wait(5)
+    assert writer.written < len(writer.deltas)
     until(lambda: guard.engine.kv_bytes_in_use == 0 and guard.engine.jobs == 0)
 
 
