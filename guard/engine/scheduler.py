@@ -119,7 +119,7 @@ class Scheduler:
         tokens = self._model([active], lambda: prefill.step(self._runner, size))
         if tokens is None:
             return
-        self._note_speed((self._clock() - began) / tokens)
+        self._note_speed(tokens, self._clock() - began)
         if prefill.left == 0:
             self._advance(active, active.ticket.resume, prefill.logits(self._runner))
 
@@ -140,8 +140,10 @@ class Scheduler:
         affordable = int(self._settings.step_s / self._token_s) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
         return min(size, max(_SMALLEST_CHUNK, affordable))
 
-    def _note_speed(self, token_s: float) -> None:
-        self._token_s += (_NEWEST if self._token_s else 1.0) * (token_s - self._token_s)
+    def _note_speed(self, tokens: int, seconds: float) -> None:
+        """Short chunks would tell what a step costs rather than what a token does, and make the next ones short too."""
+        if tokens >= _SMALLEST_CHUNK or not self._token_s:
+            self._token_s += (_NEWEST if self._token_s else 1.0) * (seconds / tokens - self._token_s)
 
     def _waiting(self) -> list[_Active]:
         return [active for active in self._active if not active.ticket.ended]
