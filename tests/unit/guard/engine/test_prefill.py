@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guard.engine.kv_cache import KvCache
+from guard.engine.prefill import Prefill
+from guard.engine.sequence import Float32, Forward
+from guard.testing import TINY_SHAPE, FakeRunner
+
+
+def counted(seen: tuple[int, ...]) -> Float32:
+    """Logits that tell the place and the token they come after."""
+    return np.array([len(seen), seen[-1]], np.float32)
+
+
+class Chunks(FakeRunner):
+    def __init__(self) -> None:
+        super().__init__(counted)
+        self.sizes: list[int] = []
+
+    def forward(self, cache: KvCache, token_ids: Sequence[int], wanted: Sequence[int]) -> Float32:
+        assert len(wanted) > 0 and all(0 <= index < len(token_ids) for index in wanted)
+        self.sizes.append(len(token_ids))
+        return super().forward(cache, token_ids, wanted)
+
+
+@given(
+    length=st.integers(1, 300),
+    sizes=st.lists(st.integers(1, 64), min_size=1, max_size=6),
+    wanted=st.sets(st.integers(0, 299)),
+)
+def test_chunks_are_of_the_size_that_was_asked_and_the_last_is_never_one_token(
+    length: int, sizes: list[int], wanted: set[int]
+) -> None:
+    indexes = sorted(index for index in wanted if index < length)
+    runner, cache = Chunks(), KvCache(TINY_SHAPE, length)
+    token_ids = list(range(length))
+    prefill, step = Prefill(Forward(cache, token_ids, indexes)), 0
+    while prefill.left:
+        before, size = prefill.left, sizes[step % len(sizes)]
+        taken = prefill.step(runner, size)
+        assert taken == before - prefill.left and taken in (size, min(before, size + 1))
+        step += 1
+    assert sum(runner.sizes) == length == cache.length
+    assert runner.sizes[-1] > 1 or length == 1
+    logits = prefill.logits(runner)
+    assert len(logits) == len(indexes)
+    assert [row.tolist() for row in logits] == [[index + 1, index] for index in indexes]
+
+
+def test_the_last_chunk_takes_a_lonely_token_along() -> None:
+    runner, cache = Chunks(), KvCache(TINY_SHAPE, 33)
+    prefill = Prefill(Forward(cache, list(range(33)), [32]))
+    while prefill.left:
+        prefill.step(runner, 16)
+    assert runner.sizes == [16, 17]
+
+
+def test_no_logits_wanted_none_given() -> None:
+    runner, cache = Chunks(), KvCache(TINY_SHAPE, 5)
+    prefill = Prefill(Forward(cache, [1, 2, 3, 4, 5], []))
+    prefill.step(runner, 16)
+    assert prefill.logits(runner).shape == (0, TINY_SHAPE.vocab_size)
