@@ -37,7 +37,7 @@ class FakeModels:
     directory: Path
     step_seconds: float = 0.0
     fail: bool = False
-    says: Sequence[str] = ()
+    says: list[str] = field(default_factory=list)
     runners: dict[Task, FakeRunner] = field(default_factory=dict)
 
     def __call__(self, directory: Path, task: Task, settings: EngineSettings) -> Model:
@@ -75,16 +75,17 @@ class instruct_answers:  # noqa: N801 - used like a function
     def __init__(self, tokenizer: Tokenizer, says: Sequence[str] = ()) -> None:
         self._letters = _ids(tokenizer, LETTERS)
         self._opening = tuple(tokenizer.encode([Segment("<|im_start|>assistant\n", trusted=True)]))
-        (end,) = tokenizer.encode([Segment("<|im_end|>", trusted=True)])
-        self._says = [(*_ids(tokenizer, text), end) for text in says]
-        self._closing = dict(zip((end, *_ids(tokenizer, '"}')), (5.0, 4.0, 3.0), strict=True))
+        (self._end,) = tokenizer.encode([Segment("<|im_end|>", trusted=True)])
+        self._tokenizer, self._says = tokenizer, says  # read anew at each step: tests may change it
+        self._closing = dict(zip((self._end, *_ids(tokenizer, '"}')), (5.0, 4.0, 3.0), strict=True))
 
     def __call__(self, seen: tuple[int, ...]) -> Float32:
         token, size = self._letters[len(seen) % len(LETTERS)], len(self._opening)
-        starts = [place + size for place in range(len(seen)) if seen[place : place + size] == self._opening]
+        places = (place for place, other in enumerate(seen) if other == self._opening[0])
+        starts = [place + size for place in places if seen[place : place + size] == self._opening]
         if not self._says or not starts:
             return logits_for({token: 10.0}, {token: token for token in range(512)})
-        said = self._says[len(starts) - 1]
+        said = (*_ids(self._tokenizer, self._says[len(starts) - 1]), self._end)
         token = said[min(len(seen) - starts[-1], len(said) - 1)]
         return logits_for(self._closing | {token: 10.0}, {token: token for token in range(512)})
 

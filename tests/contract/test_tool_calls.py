@@ -20,6 +20,8 @@ from guard.v1.generation_pb2 import (
     Tool,
 )
 from guard.v1.moderation_pb2 import ROLE_TOOL, Message, ToolCall
+from tests.unit.guard.test_tool_suite import CASES
+from tests.unit.guard.test_tool_suite import TOOLS as SUITE_TOOLS
 
 from .fakes import FakeModels
 from .generating import parts_of, prompt
@@ -92,6 +94,18 @@ async def test_what_is_no_call_is_text(models: FakeModels, said: str) -> None:
     async with running(models) as server:
         answer, _ = await both(server)
         assert (answer.text, list(answer.tool_calls), answer.finish_reason) == (said, [], FINISH_REASON_STOP)
+
+
+async def test_the_suite_over_one_channel(models: FakeModels) -> None:
+    """Every case of tests/unit/guard/test_tool_suite.py, written by a model and read by a client."""
+    models.says = [""]
+    tools = [Tool(name=tool.name, parameters_json_schema=json.dumps(tool.parameters)) for tool in SUITE_TOOLS]
+    async with running(models) as server:
+        for case in CASES:
+            models.says[0] = case["text"]
+            answer = await server.generation.Generate(prompt(tools=tools, max_tokens=1000))
+            assert [list(call) for call in calls_of(answer)] == case["calls"], case["name"]
+            assert answer.text == ("" if case["calls"] else case["text"]), case["name"]
 
 
 async def test_text_streams_while_tools_are_offered(models: FakeModels) -> None:
