@@ -31,18 +31,18 @@ class Generator:
     def __init__(self, bundle: Bundle, runner: Runner, engine: Engine) -> None:
         self.bundle = bundle
         self.engine = engine
-        self._shape = runner.shape
-        self._prefixes = PrefixBlocks(engine.settings.prefix_bytes)
+        self.shape = runner.shape
+        self.prefixes = PrefixBlocks(engine.settings.prefix_bytes)
         tokens = bundle.manifest.tokens
-        self._tokenizer = Tokenizer(bundle.tokenizer_path, tokens.control)
-        self._vocabulary = Vocabulary(self._tokenizer, frozenset(tokens.stop))
+        self.tokenizer = Tokenizer(bundle.tokenizer_path, tokens.control)
+        self._vocabulary = Vocabulary(self.tokenizer, frozenset(tokens.stop))
         self._formats = FormatCompiler(bundle.tokenizer_path, runner.shape.vocab_size, tokens.stop)
         source = bundle.chat_template()
         if source is None:
             raise BundleError("chat_template.jinja: an instruct bundle needs one")
         control_text = {token_id: text for text, token_id in tokens.control.items()}
         bos = "" if tokens.bos is None else control_text.get(tokens.bos, "")
-        self._template = ChatTemplate(source, {"bos_token": bos, "eos_token": control_text.get(min(tokens.stop), "")})
+        self.template = ChatTemplate(source, {"bos_token": bos, "eos_token": control_text.get(min(tokens.stop), "")})
 
     def generate(self, task: GenerateTask) -> Generation:
         """Generate and wait for the whole text."""
@@ -57,7 +57,7 @@ class Generator:
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError. ``deadline`` is in time.monotonic()
         seconds.
         """
-        task.sampling.check_vocabulary(self._shape.vocab_size)
+        task.sampling.check_vocabulary(self.shape.vocab_size)
         check_tools(task.tools, task.tool_choice)
         constraints = self._constraints(task)
         prompt = self._prompt(task)
@@ -67,7 +67,7 @@ class Generator:
             return self._generate(task, prompt, constraints, on_delta, ticket)
 
         tokens = task.choices * (len(prompt) + task.max_tokens)
-        return self.engine.submit(job, kv_bytes=tokens * self._shape.kv_bytes_per_token, deadline=deadline)
+        return self.engine.submit(job, kv_bytes=tokens * self.shape.kv_bytes_per_token, deadline=deadline)
 
     def prompt_tokens(self, task: GenerateTask) -> int:
         """How many tokens a task's prompt has; raises as ``submit`` for one that cannot be written."""
@@ -79,10 +79,10 @@ class Generator:
 
     def _prompt(self, task: GenerateTask) -> list[int]:
         if task.conversation is None:
-            return self._tokenizer.encode_plain(task.prompt or "")
+            return self.tokenizer.encode_plain(task.prompt or "")
         check_generation_turns(task.conversation)
         tools = () if task.tool_choice.mode is ToolMode.NONE else task.tools
-        return self._tokenizer.encode(self._template.segments(task.conversation, task.today, tools))
+        return self.tokenizer.encode(self.template.segments(task.conversation, task.today, tools))
 
     def _constraints(self, task: GenerateTask) -> list[Constraint | None]:
         """What each choice is held to: the format asked for, or that of the tool calls asked for."""
@@ -96,7 +96,7 @@ class Generator:
         field = "prompt" if task.conversation is None else "messages"
         if prompt_tokens == 0:
             raise InvalidInputError(field, "has no tokens")
-        affordable = self.engine.settings.kv_bytes // self._shape.kv_bytes_per_token // task.choices
+        affordable = self.engine.settings.kv_bytes // self.shape.kv_bytes_per_token // task.choices
         limit = min(self.bundle.manifest.shape.max_positions, affordable)
         if prompt_tokens >= limit:
             raise InputTooLongError(field, prompt_tokens, limit - 1)
@@ -114,12 +114,12 @@ class Generator:
         ticket: Ticket[Generation],
     ) -> Job[Generation]:
         began = time.monotonic()
-        caches = [KvCache(self._shape, len(prompt) + task.max_tokens) for _ in range(task.choices)]
+        caches = [KvCache(self.shape, len(prompt) + task.max_tokens) for _ in range(task.choices)]
         try:
-            cached = self._prefixes.load(prompt, caches[0])
+            cached = self.prefixes.load(prompt, caches[0])
             rest = prompt[cached:]
             logits = (yield Forward(caches[0], rest, [len(rest) - 1]))[0]
-            self._prefixes.keep(prompt, caches[0])
+            self.prefixes.keep(prompt, caches[0])
             writers = self._writers(task, prompt, constraints, on_delta)
             for writer, cache in zip(writers, caches, strict=True):
                 if cache is not caches[0]:
