@@ -84,16 +84,21 @@ def role(message: moderation_pb2.Message, where: str) -> Role:
     return found
 
 
+def conversation(messages: Iterable[moderation_pb2.Message]) -> Conversation:
+    """The messages, in which there are no calls of tools; raises InvalidInputError or UnsupportedFieldError."""
+    return Conversation(_messages(messages))
+
+
 def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> ClassifyTask:
     """The task of one ClassifyRequest under ``policy``; raises InvalidInputError or UnsupportedFieldError naming the
     field.
     """
     check_request_id(request.request_id)
-    conversation = _conversation(request.messages)
+    messages = conversation(request.messages)
     mode = _MODES.get(request.mode)
     if mode is None:
         raise InvalidInputError("mode", f"unknown number {request.mode}")
-    return ClassifyTask(conversation, _target(request.target, conversation), policy, mode)
+    return ClassifyTask(messages, _target(request.target, messages), policy, mode)
 
 
 def stream_task(start: moderation_pb2.StreamClassifyStart, policy: Policy) -> StreamTask:
@@ -195,10 +200,6 @@ def model(entry: Entry) -> model_pb2.Model:
     return shown
 
 
-def _conversation(messages: Iterable[moderation_pb2.Message]) -> Conversation:
-    return Conversation(_messages(messages))
-
-
 def _messages(messages: Iterable[moderation_pb2.Message]) -> tuple[Message, ...]:
     return tuple(_message(message, f"messages[{index}]") for index, message in enumerate(messages))
 
@@ -206,7 +207,7 @@ def _messages(messages: Iterable[moderation_pb2.Message]) -> tuple[Message, ...]
 def _message(message: moderation_pb2.Message, where: str) -> Message:
     for name in ("tool_calls", "tool_call_id"):
         if getattr(message, name):
-            raise UnsupportedFieldError(f"{where}.{name}", "calls of tools are not judged")
+            raise UnsupportedFieldError(f"{where}.{name}", "calls of tools are not read here")
     return Message(role(message, where), message.content)
 
 

@@ -14,7 +14,7 @@ from guard.generation import Generation
 from guard.pipeline import GuardedGeneration, GuardedGenerator
 from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
-from server import call, convert_generation, convert_guarded, convert_policy, tickets
+from server import call, convert_generation, convert_guarded, convert_policy, convert_tag, tickets
 from server.convert_generation import GenerateRequest
 from server.feed import Feed, Piece, sent
 from server.registry import Registry
@@ -103,6 +103,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 await write(end)
         finally:
             submitted.ticket.cancel()
+
+    async def Tag(  # noqa: N802
+        self, request: generation_pb2.TagRequest, context: _Context
+    ) -> generation_pb2.TagResponse:
+        """The most likely of the labels."""
+        this = call.current.get()
+        entry, tagger = self._registry.tagger(request.model)
+        submission = partial(tagger.submit, convert_tag.tag_task(request), this.deadline)
+        ticket = await self._submitter.submit(request.ByteSize(), submission)
+        tagging = await tickets.result(ticket)
+        return convert_tag.tag_response(tagging, entry.name, this.request_id, this.elapsed_s)
 
     async def _submit(self, request: GenerateRequest, feed: Feed | None) -> _Submitted:
         """Submit the request, its text going to ``feed``."""

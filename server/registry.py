@@ -16,6 +16,7 @@ from guard.engine.settings import EngineSettings
 from guard.errors import InvalidInputError, ModelNotLoadedError, UnavailableError
 from guard.generator import Generator
 from guard.runtime import load_guard, load_instruct
+from guard.tagger import Tagger
 from server.errors import ModelNotFoundError
 
 #: How often an unload looks whether the model's requests have ended.
@@ -34,12 +35,13 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class Entry:
-    """A loaded model. ``name`` is the bundle's, made unique on this server."""
+    """A loaded model. ``name`` is the bundle's, made unique on this server. Instruct models have a ``tagger``."""
 
     name: str
     task: Task
     model: Model
     state: State
+    tagger: Tagger | None = None
 
     @property
     def manifest(self) -> Manifest:
@@ -80,6 +82,12 @@ class Registry:
         entry = self._serving("instruct", name)
         assert isinstance(entry.model, Generator)
         return entry, entry.model
+
+    def tagger(self, name: str = "") -> tuple[Entry, Tagger]:
+        """As ``instruct``, for choosing labels."""
+        entry = self._serving("instruct", name)
+        assert entry.tagger is not None
+        return entry, entry.tagger
 
     def entries(self) -> list[Entry]:
         """All models, in the order of their names."""
@@ -143,7 +151,8 @@ class Registry:
                 if name is None:
                     await asyncio.to_thread(model.close)
                     raise InvalidInputError("bundle", "a model of that name is loaded already")
-                self._entries[name] = entry = Entry(name, task, model, State.READY)
+                tagger = Tagger(model) if isinstance(model, Generator) else None
+                self._entries[name] = entry = Entry(name, task, model, State.READY, tagger)
         finally:
             self._loading[task] -= 1
             self.on_change()

@@ -8,7 +8,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from guard.v1.generation_pb2 import GenerateRequest, ModerationOptions, Tool
+from guard.v1.generation_pb2 import GenerateRequest, Label, ModerationOptions, TagRequest, Tool
 from guard.v1.moderation_pb2 import BatchClassifyRequest, CustomCategory, Policy
 
 from .running import Running, message, question
@@ -43,6 +43,9 @@ SEEDS = {
         top_logprobs=2,
         choices=2,
         prompt_lookup=False,
+    ),
+    "/guard.v1.GenerationService/Tag": TagRequest(
+        text="Buy now!", labels=[Label(name="news"), Label(name="spam", description="Ads.")], instruction="Sort."
     ),
     f"{GENERATE}#forms": GenerateRequest(
         messages=[message("hi")], max_tokens=3, date="2026-11-30", tools=[TOOL], moderation=BOTH

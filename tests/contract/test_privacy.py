@@ -17,10 +17,12 @@ from guard.v1.generation_pb2 import (
     ChoiceFormat,
     GenerateRequest,
     JsonSchemaFormat,
+    Label,
     ModerationOptions,
     RegexFormat,
     ResponseFormat,
     StreamGenerateRequest,
+    TagRequest,
     Tool,
 )
 from guard.v1.moderation_pb2 import (
@@ -116,6 +118,9 @@ async def test_canary_is_in_no_error_and_no_log(
         server.generation.Generate(GenerateRequest(messages=[message(text, ASSISTANT)])),
         server.generation.Generate(GenerateRequest(messages=[message(text)], stop=[CANARY * 100])),
         *(server.generation.Generate(request) for request in refused_generations(text)),
+        server.generation.Tag(TagRequest(text=text, labels=[Label(name=CANARY), Label(name=CANARY)])),
+        server.generation.Tag(TagRequest(text=text, labels=[Label(name=CANARY), Label(name=f"{CANARY}\n")])),
+        server.generation.Tag(TagRequest(text=text, messages=[message(text)])),
         server.channel.unary_unary("/guard.v1.ModerationService/Classify")(b"\x0a\x7f" + CANARY.encode()),
     ]
     for call in calls:
