@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, date, datetime
-from typing import Any, Literal, get_args
+from typing import Any
 
 from guard.conversation import Conversation, Message, ToolCall
 from guard.engine.sampler import SamplingParams
@@ -32,16 +32,6 @@ from server.feed import Piece
 from server.status import duration
 
 GenerateRequest = generation_pb2.GenerateRequest | generation_pb2.StreamGenerateRequest
-_SamplingField = Literal[
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-]
 
 _FINISH_REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -56,7 +46,8 @@ _TOOL_MODES = {
     generation_pb2.TOOL_CHOICE_NONE: ToolMode.NONE,
     generation_pb2.TOOL_CHOICE_REQUIRED: ToolMode.REQUIRED,
 }
-_SAMPLING: tuple[_SamplingField, ...] = get_args(_SamplingField)
+#: Fields that SamplingParams has under the same name.
+_SAMPLING = {field.name for field in fields(SamplingParams)} - {"logit_bias"}
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -158,7 +149,7 @@ def last_stream_responses(
 
 def _sampling(request: GenerateRequest, defaults: SamplingParams) -> SamplingParams:
     """What the request sets over ``defaults``."""
-    chosen = {name: getattr(request, name) for name in _SAMPLING if request.HasField(name)}
+    chosen = {field.name: value for field, value in request.ListFields() if field.name in _SAMPLING}
     return replace(defaults, logit_bias=dict(request.logit_bias), **chosen)
 
 
