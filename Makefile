@@ -125,6 +125,16 @@ model-card: models models/embedded-guard-none/manifest.json models/embedded-guar
 	@$(GUARD) eval training/probes.jsonl --guard models/embedded-guard --out $(QUALITY)/probes --restart
 	@$(BIN)/python -m tools.model_card $(foreach run,int8 int4 exact probes,$(QUALITY)/$(run)/report.json)
 
+# Other quantizations of the instruct model, to compare with: models/embedded-instruct-none (float32), -int4.
+models/embedded-instruct-%/manifest.json: $(SMOLLM2) $(EXPORTER) | $(RUNTIME)
+	@echo "==> $(@D): exporting SmolLM2 as the instruct model"
+	@$(GUARD) export $(SMOLLM2) --out $(@D) --name embedded-instruct --task instruct --quantization $* --overwrite
+
+.PHONY: bench-generation
+bench-generation: models models/embedded-instruct-none/manifest.json models/embedded-instruct-int4/manifest.json ## measure generation for docs/benchmarks (PARTS="streams memory" for some; about 12 minutes)
+	@$(BIN)/python -m benchmarks.generation --instruct models/embedded-instruct --float32 models/embedded-instruct-none \
+	  --int4 models/embedded-instruct-int4 --out docs/benchmarks $(if $(PARTS),--parts $(PARTS))
+
 .PHONY: bench-1b
 bench-1b: $(RUNTIME) ## export and serve a random checkpoint of the 1B shape (about 10 minutes, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.export_1b
