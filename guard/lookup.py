@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: So many latest tokens must have occurred before.
-_MATCH = 3
-#: A draft grows while it is right and shrinks when it is wrong: a wrong one costs more time than no draft.
-_SHORTEST, _LONGEST = 4, 16
+#: So many latest tokens must have occurred before; the longer match counts, it is more often right.
+_MATCHES = (4, 2)
+#: A draft grows while it is right and shrinks when it is wrong: a wrong one costs more time than no draft. These and
+#: _MATCHES were the best for int8 and float32 together on the tasks of benchmarks/generation.
+_SHORTEST, _LONGEST = 3, 16
 
 
 class PromptLookup:
@@ -23,21 +24,24 @@ class PromptLookup:
         self.accepted = 0
         self._tokens: list[int] = []
         self._length = _SHORTEST
-        #: Where the latest occurrence of a run of _MATCH tokens ends, but for the one at the very end.
+        #: Where the latest occurrence of a run of any of _MATCHES tokens ends, but for the one at the very end.
         self._ends: dict[tuple[int, ...], int] = {}
         for token in prompt:
             self.add(token)
 
     def add(self, token: int) -> None:
         """Note the next token of the text."""
-        if len(self._tokens) >= _MATCH:
-            self._ends[tuple(self._tokens[-_MATCH:])] = len(self._tokens)
+        for match in _MATCHES:
+            if len(self._tokens) >= match:
+                self._ends[tuple(self._tokens[-match:])] = len(self._tokens)
         self._tokens.append(token)
 
     def draft(self, room: int) -> tuple[int, ...]:
         """At most ``room`` tokens that may follow; empty when the latest ones are new."""
-        end = self._ends.get(tuple(self._tokens[-_MATCH:]))
-        return () if end is None else tuple(self._tokens[end : end + min(self._length, room)])
+        for match in _MATCHES:
+            if (end := self._ends.get(tuple(self._tokens[-match:]))) is not None:
+                return tuple(self._tokens[end : end + min(self._length, room)])
+        return ()
 
     def note(self, drafted: int, accepted: int) -> None:
         """Say how many of a draft's tokens were right."""

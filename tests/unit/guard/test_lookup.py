@@ -36,6 +36,10 @@ def test_the_latest_occurrence_counts() -> None:
     assert PromptLookup([*run, 7, *run, 8, *run]).draft(1) == (8,)
 
 
+def test_a_longer_match_counts_more_than_a_later_one() -> None:
+    assert PromptLookup([1, 2, 3, 4, 50, 51, 3, 4, 60, 61, 1, 2, 3, 4]).draft(2) == (50, 51)
+
+
 def test_drafts_grow_while_they_are_right_and_shrink_when_wrong() -> None:
     run = list(range(10, 18))
     lookup = PromptLookup([*run, *range(100, 200), *run])
