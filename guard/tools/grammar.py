@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from guard.generation import JsonFormat, Tool, ToolChoice
-from guard.tools.schema import map_subschemas
+from guard.tools.keywords import map_subschemas
 
 #: Beside these, properties that the schema does not name may be needed, or are spoken of already.
 _SPEAKS_OF_OTHERS: Final = frozenset(

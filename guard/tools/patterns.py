@@ -6,6 +6,7 @@ would let ``(a+)+$`` stop the service.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 from guard.errors import UnsupportedError
@@ -23,12 +24,10 @@ class Pattern:
     """
 
     def __init__(self, pattern: str) -> None:
-        try:
-            import llguidance
-        except ImportError as error:
-            raise UnsupportedError(MISSING_EXTRA) from error
+        tokenizer = _byte_tokenizer()
+        import llguidance
+
         grammar = llguidance.LLMatcher.grammar_from_json_schema({"type": "string", "pattern": pattern})
-        tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()), slices=[])
         self._matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0)
         if self._matcher.is_error():
             raise ValueError("not a regular expression that can be matched in linear time")
@@ -50,3 +49,12 @@ class _Bytes:
 
     def __call__(self, text: bytes) -> list[int]:
         return list(text)
+
+
+@lru_cache(maxsize=1)
+def _byte_tokenizer() -> Any:
+    try:
+        import llguidance
+    except ImportError as error:
+        raise UnsupportedError(MISSING_EXTRA) from error
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(_Bytes()), slices=[])

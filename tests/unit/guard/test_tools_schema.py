@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from guard.errors import InvalidInputError, UnsupportedError
 from guard.generation import Tool, ToolChoice, ToolMode
+from guard.tools import keywords, patterns
 from guard.tools.schema import ArgumentChecker, check_tools
 
 AUTO, NONE, REQUIRED = (ToolChoice(mode) for mode in (ToolMode.AUTO, ToolMode.NONE, ToolMode.REQUIRED))
@@ -158,7 +163,40 @@ def test_references_in_a_circle() -> None:
 
 @pytest.mark.parametrize("package", ["jsonschema", "llguidance"])
 def test_without_the_extra_tools_are_refused_by_name(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patterns._byte_tokenizer.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UnsupportedError, match=r"guardlet\[structured\]"):
-        check_tools((tool(title=package),), AUTO)
+        check_tools((tool(title=package, properties={"a": {"pattern": "a"}}),), AUTO)
     check_tools((), AUTO)
+
+
+#: What every keyword may or may not have as its value, and schemas of them.
+ODD = st.sampled_from([None, True, 0, -1, 1.5, 3, "", "text", "string", [], ["a"], ["a", "a"], [1], {}, {"a": ["b"]}])
+SOUND = {
+    **dict.fromkeys(["items", "not", "if", "then", "else", "contains", "propertyNames", "additionalProperties"], "one"),
+    **dict.fromkeys(["anyOf", "oneOf", "allOf", "prefixItems"], "list"),
+    **dict.fromkeys(["properties", "$defs", "definitions", "dependentSchemas"], "named"),
+}
+PLAIN = sorted(
+    set(Draft202012Validator.VALIDATORS) - {"$ref", "$dynamicRef", "pattern", "patternProperties"} - SOUND.keys()
+)
+KEYWORDS = [word for word in [*PLAIN, "title", "default", "deprecated", "examples"] if not word.startswith("uneval")]
+
+
+def schemas(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    shapes = {
+        "one": inner,
+        "list": st.lists(inner, max_size=2),
+        "named": st.dictionaries(st.just("a"), inner, max_size=1),
+    }
+    sound = {word: st.one_of(shapes[kind], ODD) for word, kind in SOUND.items()}
+    odd = dict.fromkeys(KEYWORDS, ODD)
+    words = st.lists(st.sampled_from([*sound, *odd]), max_size=4, unique=True)
+    return words.flatmap(lambda chosen: st.fixed_dictionaries({word: (sound | odd)[word] for word in chosen}))
+
+
+@given(st.recursive(schemas(st.booleans()), schemas, max_leaves=4))
+def test_schemas_are_valid_where_the_published_metaschema_says_so(schema: dict[str, Any]) -> None:
+    whole = schema | {"type": "object"}
+    valid = Draft202012Validator(Draft202012Validator.META_SCHEMA).is_valid(whole)
+    assert (keywords.problem(json.dumps(whole)) == "") is valid
