@@ -87,9 +87,15 @@ class Generator:
     def _constraints(self, task: GenerateTask) -> list[Constraint | None]:
         """What each choice is held to: the format asked for, or that of the tool calls asked for."""
         wanted: OutputFormat | None = task.output_format
-        if task.tool_choice.name or task.tool_choice.mode is ToolMode.REQUIRED:
+        forced = bool(task.tool_choice.name) or task.tool_choice.mode is ToolMode.REQUIRED
+        if forced:
             wanted = forced_format(task.tools, task.tool_choice)
-        return [None if wanted is None else self._formats.constraint(wanted) for _ in range(task.choices)]
+        try:
+            return [None if wanted is None else self._formats.constraint(wanted) for _ in range(task.choices)]
+        except InvalidInputError as error:
+            if forced:  # the format is ours, its schemas are the tools'
+                raise InvalidInputError("tools", f"cannot be forced: {error.problem}") from error
+            raise
 
     def _check_length(self, task: GenerateTask, prompt_tokens: int) -> None:
         """Raises InputTooLongError or InvalidInputError when prompt and text do not fit the context or the memory."""

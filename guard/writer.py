@@ -75,7 +75,7 @@ class Writer:
         and does not.
         """
         self._show(self._stops.flush())
-        left, calls = self._tools.finish(complete=self._reason is not FinishReason.LENGTH)
+        left, calls = self._tools.finish(complete=self._reason is FinishReason.STOP)
         self._emit(left, calls)
         reason = FinishReason.TOOL_CALLS if calls else self._reason
         return Choice("".join(self._text), reason, self._count, calls, tuple(self._logprobs))

@@ -1,4 +1,6 @@
-"""llguidance's grammars as constraints. The only module that imports llguidance (the extra ``structured``)."""
+"""llguidance's grammars as constraints. Beside ``guard.tools.patterns`` the only module that imports llguidance (the
+extra ``structured``).
+"""
 
 from __future__ import annotations
 

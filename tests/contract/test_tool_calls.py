@@ -11,6 +11,7 @@ import pytest
 from guard.v1.generation_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,
+    FINISH_REASON_STOP_SEQUENCE,
     FINISH_REASON_TOOL_CALLS,
     FINISH_REASON_UNSPECIFIED,
     TOOL_CHOICE_NONE,
@@ -143,6 +144,27 @@ async def test_a_call_that_is_asked_for_comes_whatever_the_model_wants_to_say(mo
             assert answer.finish_reason == FINISH_REASON_TOOL_CALLS
             assert name in ({"get_time"} if "tool_choice_name" in fields else {"get_weather", "get_time"})
             assert isinstance(arguments, dict)
+
+
+async def test_a_stop_string_ends_a_call_that_is_asked_for(models: FakeModels) -> None:
+    models.says = [JSON_CALL]
+    async with running(models) as server:
+        answer, _ = await both(server, tool_choice=TOOL_CHOICE_REQUIRED, stop=["weather"])
+        assert (answer.text, answer.finish_reason) == ('{"name": "get_', FINISH_REASON_STOP_SEQUENCE)
+
+
+@pytest.mark.parametrize("more", [{"not": {"required": ["city"]}}, {"title": "x" * 32_000}])
+async def test_schemas_that_no_grammar_expresses_can_be_offered_but_not_forced(
+    models: FakeModels, more: dict[str, Any]
+) -> None:
+    tool = Tool(name="f", parameters_json_schema=json.dumps(SCHEMA | more))
+    models.says = ["Sunny."]
+    async with running(models) as server:
+        offered = prompt(tools=[tool, WEATHER, TIME], max_tokens=10, messages=[message("hi")])
+        if "title" not in more:  # as long a prompt as that does not fit
+            assert (await server.generation.Generate(offered)).text == "Sunny."
+        offered.tool_choice = TOOL_CHOICE_REQUIRED
+        assert list((await refused(server.generation.Generate(offered))).fields) == ["tools"]
 
 
 async def test_results_go_back_and_the_model_goes_on(models: FakeModels) -> None:
