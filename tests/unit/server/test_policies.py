@@ -21,7 +21,7 @@ from guard.policy import (
     Policy,
     PolicyAction,
 )
-from server import policies
+from server import policies, strict_yaml
 from server.errors import SettingsError
 from server.policies import check_policies, load_policies, read_policies
 
@@ -184,7 +184,7 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     assert load_policies(tmp_path / "good.yaml").default == "standard"
     (tmp_path / "wrong.yaml").write_text("policies: {p: {threshold: 7}}")
     (tmp_path / "latin.yaml").write_bytes(b"default: \xff")
-    (tmp_path / "large.yaml").write_bytes(b"#" * (policies.MAX_FILE_BYTES + 1))
+    (tmp_path / "large.yaml").write_bytes(b"#" * (strict_yaml.MAX_FILE_BYTES + 1))
     for name, problem in (
         ("missing", "No such file"),
         ("wrong", r"policies\.p\.threshold: expected"),
