@@ -177,7 +177,7 @@ def test_memory_is_the_least_that_machine_and_container_leave(tmp_path: Path) ->
     assert available_bytes(tmp_path) == 5000 * 1024
 
 
-@pytest.mark.parametrize(("spec", "low", "high"), [(TINY, 1 << 30, 1.1e9), (LLAMA_3_2_1B, 10e9, 12e9)])
+@pytest.mark.parametrize(("spec", "low", "high"), [(TINY, 1 << 30, 1.1e9), (LLAMA_3_2_1B, 7e9, 8e9)])
 def test_float32_needs_more_than_its_weights(spec: ModelSpec, low: float, high: float) -> None:
     assert low < needed_bytes(spec, "none") < high
     assert needed_bytes(spec, "int4") < needed_bytes(spec, "int8") < needed_bytes(spec, "none")
