@@ -7,6 +7,8 @@
     ├── CheckpointError            a source checkpoint that cannot be trusted or understood
     ├── BundleError                an exported bundle that cannot be trusted or understood
     ├── ParityError                an export whose numbers differ from the reference by too much
+    ├── AuthenticationError        nobody known is calling: credentials missing, wrong or expired
+    ├── PermissionDeniedError      the caller is known and may not do this
     ├── ModelNotLoadedError        no such model is loaded here
     ├── OverloadedError            queue or memory is full; retrying later may help
     ├── UnavailableError           loading, draining, or the engine is down
@@ -71,6 +73,32 @@ class ParityError(GuardError):
     """The exported graph's numbers differ from the reference forward by more than the bound."""
 
     reason = "PARITY_FAILED"
+
+
+class AuthenticationError(GuardError):
+    """Nobody known is calling. The message says what is wrong with the credentials and never repeats any of them.
+
+    ``reason``: CREDENTIALS_MISSING, CREDENTIALS_INVALID, or TOKEN_EXPIRED, for which a new token is the cure.
+    """
+
+    reason = "CREDENTIALS_INVALID"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
+
+
+class PermissionDeniedError(GuardError):
+    """The caller is known and may not do this; the message names the method.
+
+    ``reason``: NOT_PERMITTED or ADMIN_REQUIRED.
+    """
+
+    reason = "NOT_PERMITTED"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason or self.reason
 
 
 class ModelNotLoadedError(GuardError):

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from server.auth.caller import Caller
 from server.limits import Permit
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -23,8 +24,15 @@ class Call:
     started: float
     deadline: float | None = None
     permit: Permit | None = None
-    #: The authenticated name of who calls; None is nobody known, as all are today.
-    caller: str | None = None
+    #: Who calls, once that was authenticated; None on a server that knows no callers.
+    identity: Caller | None = None
+    #: Callers with different salts share no cached prompt and no cached verdict.
+    cache_salt: str = ""
+
+    @property
+    def caller(self) -> str | None:
+        """The name of who calls; None is nobody known."""
+        return None if self.identity is None else self.identity.name
 
     @property
     def elapsed_s(self) -> float:

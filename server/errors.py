@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guard.errors import DeadlineError, GuardError, InvalidInputError, ModelNotLoadedError
+from guard.errors import DeadlineError, GuardError, InvalidInputError, ModelNotLoadedError, OverloadedError
 
 
 class ModelNotFoundError(ModelNotLoadedError):
@@ -15,6 +15,12 @@ class AdminDisabledError(GuardError):
     """LoadModel or UnloadModel on a server that was started without the admin calls."""
 
     reason = "ADMIN_DISABLED"
+
+
+class QuotaExceededError(OverloadedError):
+    """A caller has used up its own share; others are served."""
+
+    reason = "QUOTA_EXCEEDED"
 
 
 class SlowReaderError(GuardError):

@@ -30,6 +30,8 @@ _CODES: tuple[tuple[type[errors.GuardError], grpc.StatusCode], ...] = (
     (UnsupportedFieldError, grpc.StatusCode.UNIMPLEMENTED),
     (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.UnsupportedError, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.AuthenticationError, grpc.StatusCode.UNAUTHENTICATED),
+    (errors.PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (SlowReaderError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),

@@ -5,13 +5,22 @@ import pytest
 
 from guard import errors
 from server import status
-from server.errors import AdminDisabledError, ModelNotFoundError, SlowReaderError, UnsupportedFieldError
+from server.errors import (
+    AdminDisabledError,
+    ModelNotFoundError,
+    QuotaExceededError,
+    SlowReaderError,
+    UnsupportedFieldError,
+)
 
 CASES: list[tuple[BaseException, grpc.StatusCode, str]] = [
     (errors.InvalidInputError("f", "p"), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_INPUT"),
     (errors.InputTooLongError("f", 2, 1), grpc.StatusCode.INVALID_ARGUMENT, "INPUT_TOO_LONG"),
     (errors.UnsupportedError("f"), grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
     (UnsupportedFieldError("f", "p"), grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"),
+    (errors.AuthenticationError("f"), grpc.StatusCode.UNAUTHENTICATED, "CREDENTIALS_INVALID"),
+    (errors.PermissionDeniedError("f"), grpc.StatusCode.PERMISSION_DENIED, "NOT_PERMITTED"),
+    (QuotaExceededError("f", 2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     (errors.BundleError("f"), grpc.StatusCode.FAILED_PRECONDITION, "BUNDLE_INVALID"),
     (errors.ModelNotLoadedError("f"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
     (ModelNotFoundError("f"), grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),

@@ -1,0 +1,21 @@
+"""What a caller may call. Whatever is not listed here is for admins, so a new method is closed until it is opened."""
+
+from __future__ import annotations
+
+from guard.errors import PermissionDeniedError
+from server.auth.caller import SERVICES, Caller
+
+#: Methods of ModelService that read; the others change what is served.
+_READING = {"ListModels", "GetModel"}
+_NAMES = {full: name for name, full in SERVICES.items()}
+
+
+def check(caller: Caller, method: str) -> None:
+    """Raises PermissionDeniedError naming ``method`` (``/package.Service/Method``) unless ``caller`` may call it."""
+    _, service, name = method.split("/")
+    known = _NAMES.get(service)
+    if known is None or (known == "models" and name not in _READING):
+        if not caller.admin:
+            raise PermissionDeniedError(f"{method}: for admins only", "ADMIN_REQUIRED")
+    elif known not in caller.services:
+        raise PermissionDeniedError(f"{method}: not among the services of this caller")
