@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +42,7 @@ def main() -> None:
     results["machine"] = f"{len(os.sched_getaffinity(0))} x {cpu_model()}"
     for name, measure in parts.items():
         if name in (args.parts or parts):
+            print(f"==> {name}", file=sys.stderr, flush=True)
             results[name] = measure()
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (args.out / "generation.md").write_text(report.document(results), encoding="utf-8")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from benchmarks.generation.prompts import STORIES, ask, minutes
 from benchmarks.generation.spread import Spread, spread
+from guard.engine.sampler import MAX_BIAS, SamplingParams
 from guard.engine.settings import EngineSettings
-from guard.generation import Delta
+from guard.generation import Delta, GenerateTask
 from guard.runtime import load_instruct
 
 _STREAMS = 3
@@ -75,7 +76,7 @@ def _join(directory: str, policy: str, settings: EngineSettings) -> Joined:
         alone_s = generator.generate(long_task).first_token_s
         streams = [_Arrivals() for _ in range(_STREAMS)]
         tickets = [
-            generator.submit(ask(f"{story} Do not stop.", 2048), stream.note)
+            generator.submit(_endless(story, generator.bundle.manifest.tokens.stop), stream.note)
             for story, stream in zip(STORIES, streams, strict=False)
         ]
         for stream in streams:
@@ -105,6 +106,12 @@ def _join(directory: str, policy: str, settings: EngineSettings) -> Joined:
         after=spread([gap for at, gap in gaps if at - gap / 1000 >= answered - joined]),
         worst=worst_of_bins(gaps),
     )
+
+
+def _endless(prompt: str, stop: Sequence[int]) -> GenerateTask:
+    """A text that the model does not end itself."""
+    sampling = SamplingParams(logit_bias=dict.fromkeys(stop, -MAX_BIAS))
+    return replace(ask(prompt, 2048), sampling=sampling)
 
 
 def worst_of_bins(gaps: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

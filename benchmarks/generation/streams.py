@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.generation.prompts import STORIES, ask, sample
 from benchmarks.generation.spread import Spread, spread
-from guard.generation import GenerateTask
+from guard.generation import GenerateTask, Generation
 from guard.generator import Generator
 
 COUNTS = (1, 2, 4, 8)
@@ -18,7 +18,8 @@ _ROUNDS = 6
 @dataclass(frozen=True)
 class Together:
     """``same`` of ``texts`` texts were what they were alone. ``speed``: all tokens a second, as a ratio to the same
-    round's single stream; ``tokens_per_s`` is the median itself.
+    round's single stream; ``cpu_speed``: the same by seconds of CPU time, which is steady on a busy machine.
+    ``tokens_per_s`` is the median itself.
     """
 
     streams: int
@@ -26,6 +27,7 @@ class Together:
     same: int
     tokens_per_s: float
     speed: Spread
+    cpu_speed: Spread
 
 
 def measure(generator: Generator) -> tuple[Together, ...]:
@@ -39,28 +41,36 @@ def measure(generator: Generator) -> tuple[Together, ...]:
     ]
     alone = {id(task): generator.generate(task).text for task in tasks}
     rates: dict[int, list[float]] = {count: [] for count in COUNTS}
+    cpu_rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     same = dict.fromkeys(COUNTS, 0)
     for turn in range(_ROUNDS):
         for count in COUNTS:
             chosen = [tasks[(turn + index) % len(tasks)] for index in range(count)]
-            rate, texts = _run(generator, chosen)
-            rates[count].append(rate)
-            same[count] += sum(text == alone[id(task)] for task, text in zip(chosen, texts, strict=True))
+            began, cpu_began = time.perf_counter(), time.process_time()
+            done = _run(generator, chosen)
+            tokens = sum(each.completion_tokens for each in done)
+            rates[count].append(tokens / (time.perf_counter() - began))
+            cpu_rates[count].append(tokens / (time.process_time() - cpu_began))
+            same[count] += sum(each.text == alone[id(task)] for task, each in zip(chosen, done, strict=True))
     return tuple(
         Together(
             streams=count,
             texts=count * _ROUNDS,
             same=same[count],
             tokens_per_s=spread(rates[count]).median,
-            speed=spread([rate / one for rate, one in zip(rates[count], rates[1], strict=True)]),
+            speed=_to_one(rates, count),
+            cpu_speed=_to_one(cpu_rates, count),
         )
         for count in COUNTS
     )
 
 
-def _run(generator: Generator, tasks: list[GenerateTask]) -> tuple[float, list[str]]:
-    """Tokens a second of all tasks together, from submission to the end of the last, and their texts."""
-    began = time.perf_counter()
+def _run(generator: Generator, tasks: list[GenerateTask]) -> list[Generation]:
+    """All at once."""
     tickets = [generator.submit(task, lambda delta: None) for task in tasks]
-    done = [ticket.future.result() for ticket in tickets]
-    return sum(each.completion_tokens for each in done) / (time.perf_counter() - began), [each.text for each in done]
+    return [ticket.future.result() for ticket in tickets]
+
+
+def _to_one(rates: dict[int, list[float]], count: int) -> Spread:
+    """The rates of ``count`` streams as ratios to the single stream of their round."""
+    return spread([rate / one for rate, one in zip(rates[count], rates[1], strict=True)])

@@ -55,18 +55,19 @@ def test_minutes_differ_from_their_first_words_on() -> None:
 def test_a_report_has_a_section_for_each_part_that_was_measured() -> None:
     gaps = {"count": 3, "least": 1.0, "p10": 1.0, "median": 20.0, "p90": 30.0, "p95": 40.0, "most": 50.0}
     pairs = [
-        {"kind": "code", "tokens": 9, "drafted": 8, "accepted": 6, "speed": 2.0, "margin": None},
-        {"kind": "code", "tokens": 9, "drafted": 8, "accepted": 1, "speed": 1.0, "margin": 0.25},
+        {"kind": "code", "tokens": 9, "drafted": 8, "accepted": 6, "speed": 2.0, "cpu_speed": 2.0, "margin": None},
+        {"kind": "code", "tokens": 9, "drafted": 8, "accepted": 1, "speed": 1.0, "cpu_speed": 1.0, "margin": 0.25},
     ]
+    lookup = {"quantization": "none", "pairs": pairs, "same": 1, "total_speed": 1.5, "total_cpu_speed": 1.25}
     results = {
         "machine": "a machine",
-        "streams": [{"streams": 8, "texts": 48, "same": 48, "tokens_per_s": 250.0, "speed": gaps}],
-        "lookup": [{"quantization": "none", "pairs": pairs, "same": 1, "speed": gaps, "total_speed": 1.5}],
+        "streams": [{"streams": 8, "texts": 48, "same": 48, "tokens_per_s": 250.0, "speed": gaps, "cpu_speed": gaps}],
+        "lookup": [{**lookup, "speed": gaps, "cpu_speed": gaps}],
         "agreement": [],
     }
     text = report.document(results)
-    assert "| 8 | 48 of 48 | 250 | 20.00 | 1.00 to 50.00 |" in text
-    assert "| float32 | 1 of 2 | 1.50 |" in text
+    assert "| 8 | 48 of 48 | 250 | 20.00 (1.00 to 50.00) |" in text
+    assert "| float32 | 1 of 2 | 1.50 | 1.25 |" in text
     assert "0.25 (float32)" in text
     assert "7 of 16" in text
     assert "Memory" not in text
