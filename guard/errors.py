@@ -11,6 +11,7 @@
     ├── PermissionDeniedError      the caller is known and may not do this
     ├── ModelNotLoadedError        no such model is loaded here
     ├── OverloadedError            queue or memory is full; retrying later may help
+    ├── MemoryPlanError            the memory that is there cannot hold what was asked for; carries the arithmetic
     ├── UnavailableError           loading, draining, or the engine is down
     ├── DeadlineError              the deadline passed, or cannot be met
     ├── CancelledError             the caller went away; compute was stopped
@@ -115,6 +116,12 @@ class OverloadedError(GuardError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class MemoryPlanError(GuardError):
+    """The machine or container has less memory than the plan needs; the message has the arithmetic."""
+
+    reason = "OUT_OF_MEMORY"
 
 
 class UnavailableError(GuardError):

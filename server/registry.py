@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -68,6 +68,8 @@ class Registry:
         self._loading: Counter[Task] = Counter()
         self._one_at_a_time = asyncio.Lock()
         self._running: set[asyncio.Future[Any]] = set()
+        #: Called with the manifests of the loaded models and a bundle's directory before that is loaded; may refuse it.
+        self.before_load: Callable[[Sequence[Manifest], Path], None] = lambda manifests, directory: None
         #: Called after every change.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -146,6 +148,7 @@ class Registry:
     async def _load(self, directory: Path, task: Task) -> Entry:
         try:
             async with self._one_at_a_time:
+                self.before_load([entry.manifest for entry in self.entries()], directory)
                 model = await asyncio.to_thread(self._loader, directory, task, self._settings)
                 name = self._free_name(model.bundle.manifest.name, task)
                 if name is None:

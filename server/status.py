@@ -34,6 +34,7 @@ _CODES: tuple[tuple[type[errors.GuardError], grpc.StatusCode], ...] = (
     (errors.PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED),
     (errors.OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (SlowReaderError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (errors.MemoryPlanError, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.UnavailableError, grpc.StatusCode.UNAVAILABLE),
     (ModelNotFoundError, grpc.StatusCode.NOT_FOUND),
     (errors.ModelNotLoadedError, grpc.StatusCode.FAILED_PRECONDITION),

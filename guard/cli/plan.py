@@ -1,54 +1,101 @@
-"""Tell how much memory a bundle needs: its weights, and the key and value cache of the tokens that are in flight.
+"""Tell how much memory a server with these bundles needs: the arithmetic that `guard serve` enforces when it starts.
 
-Read from the manifest. ONNX Runtime's own working memory (packed copies of weights, activations) comes on top.
+The figures hold for one process with the default settings. "may be dropped" is memory of files that the system takes
+back when it is short, and reads again: a container at its limit stays alive without it, and slows down.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from guard.bundle.manifest import MANIFEST_FILE, Manifest
-from guard.cli.output import add_json_option, megabytes
+from guard.cli.output import add_json_option
+from guard.engine.cpus import available_cpus
+from guard.engine.memory import available_memory
+from guard.engine.settings import EngineSettings
 from guard.errors import InvalidInputError
+from guard.plan import MIB, MIN_KV_TOKENS, ModelPlan, Plan, plan_server
+
+#: What `guard serve` lets wait by default: 16 MiB each for moderation and generation.
+_REQUEST_BYTES = 32 * MIB
+#: A guard's window with its prompt, and a chat with a long answer: what "streams" are counted in.
+_STREAM_TOKENS = {"guard": MIN_KV_TOKENS, "instruct": 2048}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(Ki|Mi|Gi|k|M|G)?")
+_UNITS = {None: 1, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("bundle", type=Path, metavar="DIR", help="an exported bundle")
-    parser.add_argument(
-        "--tokens", type=int, metavar="N", help="tokens in flight over all requests (the model's context)"
-    )
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="DIR", help="the exported bundles of one server")
+    parser.add_argument("--memory", metavar="SIZE", help="the container's limit, such as 1Gi (this machine's)")
+    parser.add_argument("--cpus", type=float, metavar="N", help="the container's CPU quota (this machine's)")
+    parser.add_argument("--kv-cache-mib", type=int, default=0, metavar="N", help="of each model (what is left)")
     add_json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the arithmetic."""
-    manifest = Manifest.from_json((args.bundle / MANIFEST_FILE).read_bytes())
-    tokens = manifest.shape.max_positions if args.tokens is None else args.tokens
-    if tokens < 0:
-        raise InvalidInputError("tokens", "expected 0 or more")
-    weights = sum(record.bytes for name, record in manifest.files.items() if name.startswith(manifest.graph.file))
-    per_token = manifest.shape.kv_bytes_per_token
-    plan = {
-        "model": manifest.name,
-        "quantization": manifest.quantization.name,
-        "weights_bytes": weights,
-        "kv_bytes_per_token": per_token,
-        "tokens": tokens,
-        "kv_bytes": per_token * tokens,
-        "total_bytes": weights + per_token * tokens,
-    }
+    """Prints the plan; exit status 1 when it does not fit."""
+    limit = available_memory() if args.memory is None else read_size(args.memory)
+    if args.kv_cache_mib < 0:
+        raise InvalidInputError("kv_cache_mib", "expected 0 or more")
+    if args.cpus is not None and args.cpus <= 0:
+        raise InvalidInputError("cpus", "expected a number above 0")
+    manifests = [Manifest.from_json((bundle / MANIFEST_FILE).read_bytes()) for bundle in args.bundles]
+    plan = plan_server(manifests, EngineSettings(), _REQUEST_BYTES, args.kv_cache_mib * MIB, limit)
+    threads = available_cpus() if args.cpus is None else max(1, -int(-args.cpus // 1))
+    fits = plan.total <= limit
     if args.json:
-        print(json.dumps(plan))
-        return 0
-    shape = manifest.shape
-    print(f"{manifest.name} ({manifest.quantization.name})")
-    print(f"  weights          {megabytes(weights):>12}   the ONNX graph and its external data")
-    print(
-        f"  + KV cache       {megabytes(per_token * tokens):>12}   {tokens} tokens x {per_token} bytes"
-        f" (2 x {shape.layers} layers x {shape.kv_heads} KV heads x {shape.head_dim} x 4)"
-    )
-    print(f"  = total          {megabytes(weights + per_token * tokens):>12}   ONNX Runtime's working memory on top")
-    return 0
+        print(json.dumps(_as_json(plan, limit, threads)))
+    else:
+        print("\n".join(_lines(plan, limit, threads)))
+    return 0 if fits else 1
+
+
+def read_size(text: str) -> int:
+    """Bytes of a Kubernetes quantity such as "768Mi" or "1.5Gi"; raises InvalidInputError."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise InvalidInputError("memory", "expected a number with Ki, Mi, Gi, k, M, G or nothing after it")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _as_json(plan: Plan, limit: int, threads: int) -> dict[str, Any]:
+    models = [
+        {**asdict(model), "total": model.total, "kv_tokens": model.kv_tokens, "streams": _streams(model)}
+        for model in plan.models
+    ]
+    totals = {"total": plan.total, "mapped": plan.mapped, "limit": limit, "fits": plan.total <= limit}
+    return {**asdict(plan), "models": models, **totals, "threads": threads}
+
+
+def _lines(plan: Plan, limit: int, threads: int) -> list[str]:
+    lines = [_line("process", plan.process, "interpreter, libraries, threads")]
+    lines.append(_line("waiting requests", plan.requests, "16 MiB of text each for moderation and generation"))
+    for model in plan.models:
+        lines += [
+            f"{model.name} ({model.task}, {model.quantization})",
+            _line("  weights", model.weights, "packed for the processor, embedding table excepted"),
+            _line("  tokenizer", model.tokenizer, ""),
+            _line("  working memory", model.workspace, "of one chunk of a prompt"),
+            _line("  kept prefixes", model.prefixes, "beginnings of prompts, for the next ones"),
+            _line("  KV cache", model.kv, f"{model.kv_tokens} tokens x {model.kv_per_token} bytes: {_streams(model)}"
+                  f" streams of {_STREAM_TOKENS[model.task]}"),
+        ]  # fmt: skip
+    lines.append(_line("= needed", plan.total, f"of {limit / MIB:.0f} MiB: " + ("fits" if plan.total <= limit else
+                       f"{(plan.total - limit) / MIB:.0f} MiB too much")))  # fmt: skip
+    lines.append(_line("+ may be dropped", plan.mapped, "embedding tables, read from the file when needed"))
+    lines.append(f"threads {threads}")
+    return lines
+
+
+def _streams(model: ModelPlan) -> int:
+    return model.kv_tokens // _STREAM_TOKENS[model.task]
+
+
+def _line(name: str, size: int, why: str) -> str:
+    return f"{name:<20}{size / MIB:>8.0f} MiB   {why}".rstrip()

@@ -11,6 +11,8 @@ import pytest
 
 from export.progress import ProgressLines
 from guard.cli import main
+from server.memory import MemoryPlan
+from server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -86,23 +88,17 @@ def test_verify(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr() == ("", "guard verify: model.onnx: SHA-256 differs from the manifest\n")
 
 
-def test_plan_is_arithmetic_on_the_manifest(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(bundle), "--tokens", "1000", "--json"]) == 0
+def test_plan_is_the_servers(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(bundle), "--memory", "1Gi", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    weights = sum(path.stat().st_size for path in bundle.glob("model.onnx*"))
-    assert plan == {
-        "model": "tiny",
-        "quantization": "none",
-        "weights_bytes": weights,
-        "kv_bytes_per_token": 2 * 2 * 2 * 16 * 4,  # keys and values, layers, KV heads, head size, float32
-        "tokens": 1000,
-        "kv_bytes": 512_000,
-        "total_bytes": weights + 512_000,
-    }
-    assert main(["plan", str(bundle)]) == 0
-    assert "2048 tokens x 512 bytes (2 x 2 layers x 2 KV heads x 16 x 4)" in capsys.readouterr().out
-    assert main(["plan", str(bundle), "--tokens", "-1"]) == 1
-    assert capsys.readouterr().err == "guard plan: tokens: expected 0 or more\n"
+    served = MemoryPlan(Settings(guard=bundle), 1 << 30)
+    assert plan["total"] == served.plan.total
+    assert plan["models"][0]["kv"] == served.engine.kv_bytes == served.plan.models[0].kv
+    assert main(["plan", str(bundle), "--memory", "64Mi"]) == 1
+    assert "of 64 MiB: " in capsys.readouterr().out
+    for options, field in (["--memory", "much"], "memory"), (["--cpus", "0"], "cpus"), (["--kv-cache-mib", "-1"], "kv"):
+        assert main(["plan", str(bundle), *options]) == 1
+        assert capsys.readouterr().err.startswith(f"guard plan: {field}")
 
 
 class Terminal(io.StringIO):

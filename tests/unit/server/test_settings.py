@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from guard.address import is_local
 from server.errors import SettingsError
-from server.settings import Settings, is_local, load_settings
+from server.settings import Settings, load_settings
 
 GUARD: dict[str, Any] = {"guard": Path("g")}
 
@@ -92,7 +93,7 @@ def test_variables_of_kubernetes_services_are_not_settings() -> None:
     [
         ({"guard": None}, "guard"),
         ({"max_queued": 0}, "max_queued"),
-        ({"kv_cache_mib": 0}, "kv_cache_mib"),
+        ({"kv_cache_mib": -1}, "kv_cache_mib"),
         ({"max_message_mib": 0.0}, "max_message_mib"),
         ({"max_message_mib": float("nan")}, "max_message_mib"),
         ({"max_message_mib": 4096.0, "max_queued_mib": 4096.0}, "max_message_mib"),

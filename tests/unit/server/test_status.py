@@ -25,6 +25,7 @@ CASES: list[tuple[BaseException, grpc.StatusCode, str]] = [
     (errors.ModelNotLoadedError("f"), grpc.StatusCode.FAILED_PRECONDITION, "MODEL_NOT_LOADED"),
     (ModelNotFoundError("f"), grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"),
     (errors.OverloadedError("f", 2.5), grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"),
+    (errors.MemoryPlanError("f"), grpc.StatusCode.FAILED_PRECONDITION, "OUT_OF_MEMORY"),
     (SlowReaderError("f"), grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOW_READER"),
     (errors.UnavailableError("f"), grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
     (errors.DeadlineError("f"), grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE"),

@@ -1,0 +1,139 @@
+"""How much memory a server needs, by arithmetic: ``guard plan`` prints it, a server enforces it at start.
+
+The constants were measured on Linux x86-64 with ONNX Runtime 1.31 (docs/decisions/0110-memory-plan.md); what a model
+needs follows from its manifest. Memory of files that is only looked up (embedding tables, libraries) can be dropped and
+read again by the system, so it is told apart and not part of what must fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from guard.bundle.manifest import Manifest, Task
+from guard.bundle.open import TOKENIZER_FILE
+from guard.engine.settings import EngineSettings
+from guard.errors import MemoryPlanError
+
+MIB = 1 << 20
+#: Interpreter, libraries, threads and heap of a process that serves.
+PROCESS_BYTES = 96 * MIB
+#: Resident bytes of a loaded tokenizer for each byte of its tokenizer.json.
+TOKENIZER_FACTOR = 16
+#: Float32 values of a token that live at once while a chunk is computed, in multiples of hidden + intermediate size.
+_LIVE_VALUES = 16
+#: Room for what ONNX Runtime and malloc keep of a step, whatever its size.
+_STEP_BYTES = 32 * MIB
+#: The least KV cache that is of any use: one window of a guard with its prompt and answer, or a short answer.
+MIN_KV_TOKENS = 1536
+#: The share of the limit that is planned for where the plan chooses: the system wants some for files and sockets.
+_USABLE = 0.95
+#: What a KV cache is given where nothing else is said, at most.
+MAX_AUTOMATIC_KV_BYTES = 512 * MIB
+_EMBEDDING_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int8_blocks": 1}
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """Bytes that one model needs. ``mapped`` are those that the system may take back, and are not in ``total``."""
+
+    name: str
+    task: Task
+    quantization: str
+    weights: int
+    tokenizer: int
+    workspace: int
+    prefixes: int
+    kv: int
+    kv_per_token: int
+    mapped: int
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.tokenizer + self.workspace + self.prefixes
+
+    @property
+    def total(self) -> int:
+        """All that must fit."""
+        return self.fixed + self.kv
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that may be in flight at once, over all requests."""
+        return self.kv // self.kv_per_token
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of a whole server: the process itself, the requests that wait, and each model."""
+
+    process: int
+    requests: int
+    models: tuple[ModelPlan, ...]
+
+    @property
+    def total(self) -> int:
+        """All that must fit."""
+        return self.process + self.requests + sum(model.total for model in self.models)
+
+    @property
+    def mapped(self) -> int:
+        """What the system may take back, and reads again when it is needed."""
+        return sum(model.mapped for model in self.models)
+
+    def check(self, limit: int) -> None:
+        """Raises MemoryPlanError, with the arithmetic, when ``limit`` bytes do not hold the plan."""
+        if self.total > limit:
+            raise MemoryPlanError(f"{_mib(self.total)} are needed and {_mib(limit)} are there: {self.arithmetic()}")
+
+    def arithmetic(self) -> str:
+        """The sum in one line."""
+        parts = [f"process {_mib(self.process)}", f"waiting requests {_mib(self.requests)}"]
+        for model in self.models:
+            parts.append(
+                f"{model.name} {_mib(model.total)} (weights {_mib(model.weights)}, tokenizer {_mib(model.tokenizer)},"
+                f" working memory {_mib(model.workspace)}, kept prefixes {_mib(model.prefixes)}, KV cache"
+                f" {_mib(model.kv)} for {model.kv_tokens} tokens)"
+            )
+        return " + ".join(parts)
+
+
+def plan_server(
+    manifests: Sequence[Manifest], settings: EngineSettings, request_bytes: int, kv_bytes: int, limit: int
+) -> Plan:
+    """The plan of a server with these models, each with an engine of ``settings`` (but for its KV cache).
+
+    ``request_bytes`` may wait for admission. ``kv_bytes`` is each model's KV cache; 0 takes what ``limit`` leaves, in
+    equal parts, up to MAX_AUTOMATIC_KV_BYTES and no less than MIN_KV_TOKENS tokens of any model.
+    """
+    models = tuple(_without_kv(manifest, settings) for manifest in manifests)
+    fixed = Plan(PROCESS_BYTES, request_bytes, models)
+    if not kv_bytes:
+        left = (int(_USABLE * limit) - fixed.total) // max(1, len(models))
+        least = max((MIN_KV_TOKENS * model.kv_per_token for model in models), default=0)
+        kv_bytes = max(min(left, MAX_AUTOMATIC_KV_BYTES), least)
+    return replace(fixed, models=tuple(replace(model, kv=kv_bytes) for model in models))
+
+
+def _without_kv(manifest: Manifest, settings: EngineSettings) -> ModelPlan:
+    shape = manifest.shape
+    graph = sum(record.bytes for name, record in manifest.files.items() if name.startswith(manifest.graph.file))
+    table = shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES.get(manifest.quantization.embedding, 0)
+    values = settings.prefill_chunk * (shape.hidden_size + shape.intermediate_size)
+    return ModelPlan(
+        name=manifest.name,
+        task=manifest.task,
+        quantization=manifest.quantization.name,
+        weights=graph - table,
+        tokenizer=TOKENIZER_FACTOR * manifest.files[TOKENIZER_FILE].bytes,
+        workspace=_STEP_BYTES + _LIVE_VALUES * values * 4,
+        prefixes=settings.prefix_bytes,
+        kv=0,
+        kv_per_token=shape.kv_bytes_per_token,
+        mapped=table,
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:.0f} MiB"

@@ -1,0 +1,47 @@
+"""The memory plan of this server: made at start, enforced before anything is loaded (``guard.plan``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from guard.bundle.manifest import MANIFEST_FILE, Manifest
+from guard.engine.settings import EngineSettings
+from guard.errors import BundleError
+from guard.plan import MAX_AUTOMATIC_KV_BYTES, Plan, plan_server
+from server.settings import Settings
+
+#: Moderation and generation each admit ``max_queued_bytes`` of requests.
+_GATES = 2
+
+
+class MemoryPlan:
+    """``engine`` are the settings that every model's engine gets, its KV cache planned. Raises MemoryPlanError when
+    the models of the settings do not fit into ``limit`` bytes, BundleError for a bundle without a readable manifest.
+    """
+
+    def __init__(self, settings: Settings, limit: int) -> None:
+        self._settings = settings
+        self.limit = limit
+        configured = [path for path in (settings.guard, settings.instruct) if path is not None]
+        self.plan = self._plan([read_manifest(path) for path in configured], settings.kv_cache_bytes)
+        self.plan.check(limit)
+        kv_bytes = self.plan.models[0].kv if self.plan.models else settings.kv_cache_bytes or MAX_AUTOMATIC_KV_BYTES
+        self.engine = replace(settings.engine, kv_bytes=kv_bytes)
+
+    def check_with(self, loaded: Sequence[Manifest], directory: Path) -> None:
+        """Raises MemoryPlanError when the bundle in ``directory`` does not fit beside what is ``loaded``."""
+        self._plan([*loaded, read_manifest(directory)], self.engine.kv_bytes).check(self.limit)
+
+    def _plan(self, manifests: Sequence[Manifest], kv_bytes: int) -> Plan:
+        engine: EngineSettings = self._settings.engine
+        return plan_server(manifests, engine, _GATES * self._settings.max_queued_bytes, kv_bytes, self.limit)
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of the bundle in ``directory``, nothing else of it verified. Raises BundleError."""
+    try:
+        return Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{directory / MANIFEST_FILE}: {error.strerror}") from error
