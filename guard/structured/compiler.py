@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
     from llguidance._lib import JsonCompileOptions
 
-#: Compiled grammars that are kept; one is about 1 MB.
+#: Compiled grammars that are kept: some KB each, 4 MB for enumerations as large as a schema may be.
 CACHED_GRAMMARS = 32
 PROBED_TOKENS = 4
 #: At most one space, after a separator. Free white space is where small models get lost: they write it without end.
