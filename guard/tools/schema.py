@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from guard.conversation import TOOL_NAME, TOOL_NAME_RULE
@@ -13,13 +13,15 @@ from guard.tools.keywords import import_jsonschema, problem
 from guard.tools.patterns import Pattern
 from guard.tools.values import canonical, check_value
 
+_Rule = Callable[[Any, Any, Any, Any], Iterable[Any] | None]
+
 MAX_TOOLS: Final = 64
 MAX_DESCRIPTION_CHARACTERS: Final = 4000
 MAX_SCHEMA_BYTES: Final = 32 * 1024
 #: Of all tools together.
 MAX_SCHEMAS_BYTES: Final = 256 * 1024
-#: References followed while one call is checked: schemas of a few lines can double the work at each.
-MAX_REFERENCES: Final = 10_000
+#: What checking one call may cost, in keywords evaluated and entries of their lists read: about a second at worst.
+MAX_CHECKS: Final = 100_000
 
 
 def check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
@@ -60,36 +62,43 @@ class ArgumentChecker:
         jsonschema = import_jsonschema()
         from referencing import Registry
 
-        ours = {"$ref": self._reference, "pattern": self._pattern}
-        validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, ours)
+        draft = jsonschema.Draft202012Validator
+        rules = {word: self._counted(rule) for word, rule in {**draft.VALIDATORS, "pattern": self._pattern}.items()}
         # An empty registry: a reference is found in the schema itself or not at all, never fetched.
-        self._validator = validator(_plain(tool.parameters), registry=Registry())
+        self._validator = jsonschema.validators.extend(draft, rules)(_plain(tool.parameters), registry=Registry())
+        self._error = jsonschema.ValidationError
         self._patterns: dict[str, Pattern] = {}
-        self._references = 0
+        self._checks = 0
 
     def accepts(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the schema takes ``arguments``; no, too, where finding out takes too long."""
-        self._references = 0
+        """Whether the schema takes ``arguments``; no, too, where finding out costs more than MAX_CHECKS."""
+        self._checks = 0
         try:
             return bool(self._validator.is_valid(arguments))
-        except (RecursionError, ArithmeticError, _TooManyReferencesError):
+        except (RecursionError, ArithmeticError, _TooManyChecksError):
             return False
 
-    def _reference(self, validator: Any, ref: str, instance: Any, schema: Any) -> Iterator[Any]:
-        self._references += 1
-        if self._references > MAX_REFERENCES:
-            raise _TooManyReferencesError
-        yield from import_jsonschema().Draft202012Validator.VALIDATORS["$ref"](validator, ref, instance, schema)
+    def _counted(self, rule: _Rule) -> _Rule:
+        def counted(validator: Any, value: Any, instance: Any, schema: Any) -> Iterator[Any]:
+            self._checks += 1 + (len(value) if isinstance(value, dict | list) else 0)
+            if "uniqueItems" in schema and isinstance(instance, list):
+                self._checks += len(instance) ** 2 // 32  # compared in pairs
+            if self._checks > MAX_CHECKS:
+                raise _TooManyChecksError
+            yield from rule(validator, value, instance, schema) or ()
+
+        return counted
 
     def _pattern(self, validator: Any, pattern: str, instance: Any, schema: Any) -> Iterator[Any]:
         if isinstance(instance, str):
+            self._checks += len(instance) // 16
             if pattern not in self._patterns:
                 self._patterns[pattern] = Pattern(pattern)
             if not self._patterns[pattern].found_in(instance):
-                yield import_jsonschema().ValidationError("does not match the pattern")
+                yield self._error("does not match the pattern")
 
 
-class _TooManyReferencesError(Exception):
+class _TooManyChecksError(Exception):
     pass
 
 

@@ -144,15 +144,36 @@ def test_another_draft_does_not_bring_its_own_validator() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_schemas_that_double_the_work_are_cut_short() -> None:
-    definitions: dict[str, Any] = {"d40": {"type": "integer"}}
-    for index in range(40):
-        definitions[f"d{index}"] = {"allOf": [{"$ref": f"#/$defs/d{index + 1}"}] * 2}
-    function = tool(properties={"v": {"$ref": "#/$defs/d0"}}, **{"$defs": definitions})
+DOUBLING = {f"d{index}": {"allOf": [{"$ref": f"#/$defs/d{index + 1}"}] * 2} for index in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"$ref": "#/$defs/d0"}, 1),
+        ({"items": {"anyOf": [{"const": index} for index in range(1500)]}}, [1499] * 5000),
+        ({"items": {"enum": list(range(5000))}}, [4999] * 5000),
+        ({"items": {"properties": {str(index): True for index in range(2000)}}}, [{}] * 5000),
+        ({"uniqueItems": True}, [{"a": index} for index in range(5000)]),
+        ({"allOf": [{"pattern": f"^x*y{index}?"} for index in range(500)]}, "x" * 60_000 + "y"),
+    ],
+)
+def test_schemas_that_take_long_are_cut_short(schema: dict[str, Any], value: Any) -> None:
+    function = tool(properties={"v": schema}, **{"$defs": {**DOUBLING, "d40": {"type": "integer"}}})
     check_tools((function,), AUTO)
     began = time.monotonic()
-    assert not ArgumentChecker(function).accepts({"v": 1})
+    assert not ArgumentChecker(function).accepts({"v": value})
     assert time.monotonic() - began < 20
+
+
+def test_long_arguments_are_checked_to_the_end() -> None:
+    items = {"type": "object", "properties": {"a": {"enum": [1, 2]}, "b": {"type": "string"}}, "required": ["a"]}
+    function = tool(properties={"v": {"type": "array", "items": items}})
+    assert ArgumentChecker(function).accepts({"v": [{"a": 2, "b": "x"}] * 5000})
+    assert not ArgumentChecker(function).accepts({"v": [*[{"a": 2, "b": "x"}] * 5000, {}]})
+    unique = tool(properties={"v": {"uniqueItems": True}})
+    assert ArgumentChecker(unique).accepts({"v": list(range(2000))})
+    assert not ArgumentChecker(unique).accepts({"v": [*range(2000), 5]})
 
 
 def test_references_in_a_circle() -> None:
