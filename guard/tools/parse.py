@@ -21,7 +21,8 @@ _COMMA: Final = re.compile(r"\s*,?\s*")
 #: Python keeps the backslash of an escape that it does not know, and warns.
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 _ESCAPES: Final = frozenset("\n\\'\"abfnrtvxNuU01234567")
-_RAW_STRING: Final = re.compile(r"(?<=[\s=,:(\[{])(?:r|br|rb)[\"']", re.IGNORECASE)
+#: A string and the letters before it, which would give its backslashes, or all of it, another meaning.
+_STRING: Final = re.compile(r"""([A-Za-z]*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')""", re.DOTALL)
 _NAMED_VALUES: Final = {"true": True, "false": False, "null": None}
 
 
@@ -102,9 +103,11 @@ def _python_calls(text: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _keywords(text: str) -> dict[str, Any]:
-    """The arguments of a call in Python, from its opening to its closing bracket."""
-    if _RAW_STRING.search(text):
-        raise ValueError("a raw string")
+    """The arguments of a call in Python, from its opening to its closing bracket. Python's own words (``from``) cannot
+    name an argument there; in JSON they can.
+    """
+    if any(string[1] for string in _STRING.finditer(text)):
+        raise ValueError("a string with a prefix")
     text = _ESCAPE.sub(lambda found: found[0] if found[1] in _ESCAPES else f"\\{found[0]}", text)
     try:
         call = ast.parse(f"f{text}", mode="eval").body

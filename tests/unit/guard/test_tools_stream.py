@@ -75,6 +75,7 @@ def test_any_arguments_come_back_from_json(arguments: dict[str, object], ascii_o
     assert (shown, name, json.loads(found)) == ("", "find-all", arguments)
 
 
+@example({"_000x": "(R", "_001x": "vitamin r", "_002x": {"R": "\\d"}})
 @given(st.dictionaries(st.from_regex("[a-z_][a-z0-9_]{3,8}x", fullmatch=True), VALUES))
 def test_any_arguments_come_back_from_python(arguments: dict[str, object]) -> None:
     text = f"[find-all({', '.join(f'{key}={value!r}' for key, value in arguments.items())})]"
