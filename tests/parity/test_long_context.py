@@ -40,7 +40,7 @@ SPEC = replace(
 NEW = 8
 KEY_SIZE = 4.0
 TOKEN_IDS = np.random.default_rng(1).integers(0, SPEC.vocab_size, 8300).tolist()
-#: As in test_rope_scaling: a frequency's last bit is worth 0.008 radians at the end of the context; KEY_SIZE times that.
+#: As in test_rope_scaling: a frequency's last bit is worth 0.008 radians at the end of the context, times KEY_SIZE.
 TOLERANCE = 0.04
 
 
