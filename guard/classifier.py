@@ -12,6 +12,7 @@ from guard.conversation import Conversation, Target
 from guard.engine.engine import Engine
 from guard.engine.runner import Runner
 from guard.engine.sequence import Job, Ticket
+from guard.engine.stats import PrefixStats
 from guard.errors import GuardError, InputTooLongError
 from guard.normalize import views
 from guard.phrases import Match
@@ -61,9 +62,7 @@ class Classifier:
         """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
         judged_categories(self._format, policy)
 
-    def submit(
-        self, task: ClassifyTask, deadline: float | None = None, *, at_once: bool = False
-    ) -> Ticket[Judgement]:
+    def submit(self, task: ClassifyTask, deadline: float | None = None, *, at_once: bool = False) -> Ticket[Judgement]:
         """Queue one judgement, unless the cache or the policy's lists decide; ``deadline`` is in time.monotonic()
         seconds. ``at_once`` takes the KV memory now, or raises OverloadedError: for callers who hold some already and
         must not wait for more.
@@ -99,6 +98,11 @@ class Classifier:
     def stream(self, task: StreamTask) -> StreamSession:
         """Begin to judge a message that is still being written; raises what StreamSession raises."""
         return StreamSession(task, self._scanner, self._reader, self.engine)
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """How often the fixed start of a prompt was known already."""
+        return self._reader.prefix_stats
 
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""

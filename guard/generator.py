@@ -15,6 +15,7 @@ from guard.engine.prefix_blocks import PrefixBlocks
 from guard.engine.runner import Runner
 from guard.engine.sampler import Sampler, SamplingParams
 from guard.engine.sequence import Decode, Forward, Job, Ticket
+from guard.engine.stats import PrefixStats
 from guard.errors import BundleError, InputTooLongError, InvalidInputError
 from guard.generation import Constraint, Delta, GenerateTask, Generation, OutputFormat, ToolMode
 from guard.lookup import PromptLookup
@@ -72,6 +73,11 @@ class Generator:
     def prompt_tokens(self, task: GenerateTask) -> int:
         """How many tokens a task's prompt has; raises as ``submit`` for one that cannot be written."""
         return len(self._prompt(task))
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """How often the beginning of a prompt was known already."""
+        return self.prefixes.stats
 
     def close(self) -> None:
         """Stop the engine; jobs that have not ended fail."""

@@ -44,6 +44,11 @@ class HeldChoice:
         self._calls: list[ToolCall] = []
         self._told_calls = 0
 
+    @property
+    def text(self) -> str:
+        """What was written so far, as the guard reads it."""
+        return self._session.text
+
     def add(self, delta: Delta) -> None:
         """Take what was written, make the checks that are due, and release what they allow."""
         if self.blocked:

@@ -50,13 +50,14 @@ class GuardedGeneration(Generation):
     """A generation and what the guard found. A choice that was blocked has FinishReason.CONTENT_FILTER and only the
     text that was released before; after a blocked input that is none.
 
-    ``input`` and ``outputs`` (one a choice, None where nothing was written) are set for what was checked. Tokens and
-    times are the instruct model's; when the guard stopped it, they are those so far, and what it found in caches or
-    drafted is not known (0).
+    ``input`` and ``outputs`` (one a choice, None where nothing was written) are set for what was checked; ``judged``
+    are the texts of the outputs as the guard read them. Tokens and times are the instruct model's; when the guard
+    stopped it, they are those so far, and what it found in caches or drafted is not known (0).
     """
 
     input: Judgement | None = None
     outputs: tuple[Judgement | None, ...] = ()
+    judged: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def output(self) -> Judgement | None:
@@ -225,8 +226,9 @@ class _Parts:
         choices = generation.choices
         if self.outputs:
             choices = tuple(output.finish(choice) for output, choice in zip(self.outputs, choices, strict=True))
-        judgements = tuple(output.judgement for output in self.outputs)
-        return GuardedGeneration(**vars(generation) | {"choices": choices, "input": found, "outputs": judgements})
+        found_in = {"input": found, "outputs": tuple(output.judgement for output in self.outputs)}
+        judged = tuple(output.text for output in self.outputs)
+        return GuardedGeneration(**vars(generation) | {"choices": choices, "judged": judged} | found_in)
 
     def _cut_short(self, found: Judgement | None) -> GuardedGeneration:
         """The result when the guard blocked the input or every choice: the model is stopped and says no more."""
@@ -248,4 +250,5 @@ class _Parts:
             model_s=0.0 if started is None else time.monotonic() - started,
             input=found,
             outputs=tuple(output.judgement for output in blocked),
+            judged=tuple(output.text for output in blocked),
         )

@@ -10,6 +10,7 @@ from guard.bundle.manifest import ModelShape
 from guard.engine.kv_cache import KvCache, PrefixStore
 from guard.engine.runner import Float32, Runner
 from guard.engine.sequence import Forward, Job
+from guard.engine.stats import PrefixStats
 from guard.errors import ModelOutputError
 from guard.policy import Policy
 from guard.prompt import GuardPrompt, common_prefix
@@ -63,6 +64,11 @@ class Reader:
         self._rows = runner.rows
         self._answer = answer
         self._prefixes = PrefixStore(prefix_bytes)
+
+    @property
+    def prefix_stats(self) -> PrefixStats:
+        """How often the fixed start of a prompt was known already."""
+        return self._prefixes.stats
 
     @property
     def answer_room(self) -> int:

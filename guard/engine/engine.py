@@ -18,6 +18,7 @@ from guard.engine.runner import Runner
 from guard.engine.scheduler import Scheduler
 from guard.engine.sequence import Job, T, Ticket
 from guard.engine.settings import EngineSettings
+from guard.engine.stats import WAIT_BOUNDS, EngineStats, Tally
 from guard.errors import CancelledError, DeadlineError, InputTooLongError, OverloadedError, UnavailableError
 
 #: Seconds between two looks at a queue that waits for memory which nobody active will give back.
@@ -38,6 +39,7 @@ class Engine:
         self._scheduler = Scheduler(runner, settings, time.monotonic)
         self._budget = KvBudget(settings.kv_bytes)
         self._active = 0
+        self._waits = Tally(WAIT_BOUNDS)  # seconds; added to under the lock
         self._changed = threading.Condition()  # over the queue, the budget and the number of active jobs
         self._closed = False
         self._job_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
@@ -106,6 +108,25 @@ class Engine:
         with self._changed:
             return len(self._queued) + self._active
 
+    @property
+    def stats(self) -> EngineStats:
+        """What it has done so far, and what it does now."""
+        counters = self._scheduler.counters
+        with self._changed:
+            return EngineStats(
+                queued=len(self._queued),
+                active=self._active,
+                kv_bytes=self._budget.used,
+                kv_bytes_peak=self._budget.peak,
+                kv_bytes_limit=self._budget.total,
+                steps=counters.steps,
+                failed_steps=counters.failed_steps,
+                prefill_tokens=counters.prefill_tokens,
+                decode_tokens=counters.decode_tokens,
+                waits=self._waits.snapshot(),
+                batches=counters.batches.snapshot(),
+            )
+
     def close(self) -> None:
         """Stop after the current step; jobs that have not ended fail with UnavailableError."""
         with self._changed:
@@ -138,6 +159,8 @@ class Engine:
                 starting = self._take_fitting()
                 if starting or self._active:
                     self._active += len(starting)
+                    for ticket in starting:
+                        self._waits.add(ticket.queue_s)
                     return starting
                 if not self._changed.wait(_LOOK_S if self._queued else None):
                     return []
@@ -174,6 +197,8 @@ class Engine:
         """Remove from the queue what was cancelled or is late: it will never run, and others may have its place."""
         unwanted = [ticket for ticket in self._queued if ticket.unwanted() is not None]
         self._queued = deque(ticket for ticket in self._queued if ticket not in unwanted)
+        for ticket in unwanted:
+            self._waits.add(ticket.queue_s)
         return unwanted
 
     def _fail_all(self, error: BaseException) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from guard.bundle.manifest import ModelShape
 from guard.engine.pages import Pages
+from guard.engine.stats import PrefixStats
 from guard.errors import InputTooLongError
 
 Float32 = npt.NDArray[np.float32]
@@ -86,13 +87,23 @@ class PrefixStore:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._prefixes: OrderedDict[tuple[int, ...], KvPrefix] = OrderedDict()
+        self._hits, self._misses, self._hit_tokens, self._bytes = 0, 0, 0, 0
+
+    @property
+    def stats(self) -> PrefixStats:
+        """How it went so far; any thread may ask."""
+        return PrefixStats(self._hits, self._misses, self._hit_tokens, self._bytes)
 
     def find(self, token_ids: Sequence[int]) -> KvPrefix | None:
         """The kept prefix with exactly these tokens."""
         key = tuple(token_ids)
         prefix = self._prefixes.get(key)
-        if prefix is not None:
-            self._prefixes.move_to_end(key)
+        if prefix is None:
+            self._misses += 1
+            return None
+        self._prefixes.move_to_end(key)
+        self._hits += 1
+        self._hit_tokens += prefix.length
         return prefix
 
     def keep(self, token_ids: Sequence[int], cache: KvCache) -> None:
@@ -103,5 +114,6 @@ class PrefixStore:
         if prefix.bytes > self._max_bytes:
             return
         self._prefixes[key] = prefix
-        while sum(kept.bytes for kept in self._prefixes.values()) > self._max_bytes:
+        while (held := sum(kept.bytes for kept in self._prefixes.values())) > self._max_bytes:
             self._prefixes.popitem(last=False)
+        self._bytes = held

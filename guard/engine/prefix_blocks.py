@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guard.engine.kv_cache import KvCache
+from guard.engine.stats import PrefixStats
 
 Float32 = npt.NDArray[np.float32]
 
@@ -29,8 +30,14 @@ class PrefixBlocks:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._hits, self._misses, self._hit_tokens = 0, 0, 0
         #: Digest of a block and all before it to its keys and values [2 * layers, kv_heads, BLOCK_TOKENS, head_dim].
         self._blocks: OrderedDict[bytes, Float32] = OrderedDict()
+
+    @property
+    def stats(self) -> PrefixStats:
+        """How it went so far; any thread may ask."""
+        return PrefixStats(self._hits, self._misses, self._hit_tokens, self._bytes)
 
     @property
     def held_bytes(self) -> int:
@@ -51,6 +58,8 @@ class PrefixBlocks:
             for array, kept in zip(cache.arrays, self._blocks[digest], strict=True):
                 array[0, :, start : start + BLOCK_TOKENS] = kept
         self._touch(found)
+        self._hits, self._misses = self._hits + bool(found), self._misses + (not found)
+        self._hit_tokens += len(found) * BLOCK_TOKENS
         cache.length = len(found) * BLOCK_TOKENS
         return cache.length
 

@@ -16,6 +16,7 @@ from guard.engine.prefill import Prefill
 from guard.engine.runner import Runner
 from guard.engine.sequence import Decode, Float32, Forward, Request, T, Ticket
 from guard.engine.settings import EngineSettings
+from guard.engine.stats import Counters
 
 #: Every so many chunks the oldest prompt gets one, however long it is; the others go to the shortest one first.
 _OLDEST_EVERY = 4
@@ -41,6 +42,7 @@ class Scheduler:
         self._settings = settings
         self._clock = clock
         self._active: list[_Active] = []
+        self.counters = Counters()
         self._batch = DecodeBatch(runner.shape)
         self._chunks = 0
         self._token_s = 0.0  # mean time of a prefilled token
@@ -97,6 +99,8 @@ class Scheduler:
         logits = self._model(deciders, lambda: self._runner.decode(self._batch, tokens))
         if logits is None:
             return
+        self.counters.batches.add(len(tokens))
+        self.counters.decode_tokens += len(tokens)
         row_of = {id(cache): row for row, cache in enumerate(self._batch.caches)}
         for active, request in zip(deciders, requests, strict=True):
             self._advance(active, active.ticket.resume, logits[[row_of[id(cache)] for cache in request.caches]])
@@ -106,6 +110,8 @@ class Scheduler:
         tokens = [*request.token_ids, *request.draft]
         logits = self._model([active], lambda: self._runner.forward(request.caches[0], tokens, range(len(tokens))))
         if logits is not None:
+            self.counters.batches.add(1)
+            self.counters.decode_tokens += len(tokens)
             self._advance(active, active.ticket.resume, logits)
 
     def _prefill(self) -> None:
@@ -119,15 +125,18 @@ class Scheduler:
         tokens = self._model([active], lambda: prefill.step(self._runner, size))
         if tokens is None:
             return
+        self.counters.prefill_tokens += tokens
         self._note_speed(tokens, self._clock() - began)
         if prefill.left == 0:
             self._advance(active, active.ticket.resume, prefill.logits(self._runner))
 
     def _model(self, jobs: list[_Active], step: Callable[[], T]) -> T | None:
         """Run a model step of ``jobs``; None when it failed, and they with it."""
+        self.counters.steps += 1
         try:
             return step()
         except Exception as error:  # noqa: BLE001 - onnxruntime raises bare exceptions; these jobs', not the engine's
+            self.counters.failed_steps += 1
             for active in jobs:
                 active.ticket.fail(error)
             return None
