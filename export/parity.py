@@ -15,7 +15,7 @@ from export.reference import reference_logits
 from export.template_check import TODAY, template_variables
 from guard.bundle import Bundle
 from guard.bundle.guard_format import GuardFormat
-from guard.bundle.manifest import Parity
+from guard.bundle.manifest import Parity, Probe
 from guard.chat_template import ChatTemplate
 from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.kv_cache import KvCache
@@ -59,6 +59,10 @@ _MAX_LOGITS = 1 << 24
 _TEXT_TOKENS = 96
 #: Positions compared at the end of a guard's prompt: the answer and the text right before it.
 _GUARD_POSITIONS = 24
+#: Rows of the head in the known answer: the likeliest ones.
+_PROBE_ROWS = 16
+#: What two processors may differ by, beside what rounding to 8 bits makes of it.
+_PROBE_SLACK = 0.25
 #: Odd prompts run in chunks of this many tokens, so that the graph is also checked with a past.
 _CHUNK = 19
 
@@ -187,6 +191,19 @@ def _figures(
         mean_kl=_rounded(np.concatenate(kl).mean()),
         top1_agreement=_rounded(np.concatenate(agreement).mean()),
         max_unsafe_score_difference=_rounded(np.max(scores)) if scores else None,
+        probe=_probe(cases[0], expected[0], actual[0]),
+    )
+
+
+def _probe(case: _Case, expected: Float32, actual: Float32) -> Probe:
+    """What the reference says after all of ``case``, its likeliest rows; the last wanted position is the prompt's."""
+    likeliest = np.sort(np.argsort(-expected[-1], kind="stable")[:_PROBE_ROWS])
+    difference = np.abs(expected[-1, likeliest] - actual[-1, likeliest]).max()
+    return Probe(
+        token_ids=case.token_ids,
+        rows=tuple(int(row) for row in likeliest),
+        logits=tuple(round(float(expected[-1, row]), 3) for row in likeliest),
+        tolerance=math.ceil(10 * (2 * float(difference) + _PROBE_SLACK)) / 10,
     )
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+
 from guard.bundle import Bundle, open_bundle
+from guard.bundle.manifest import Probe
 from guard.classifier import Classifier
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
@@ -32,7 +35,28 @@ def _load(directory: str | os.PathLike[str], task: str, settings: EngineSettings
         raise BundleError(f"{directory}: a bundle for {bundle.manifest.task}, expected {task}")
     runner = load_runner(bundle, settings.threads)
     _warm_up(runner)
+    if bundle.manifest.parity is not None:
+        check_probe(runner, bundle.manifest.parity.probe)
     return bundle, runner
+
+
+def check_probe(runner: Runner, probe: Probe) -> None:
+    """Compute a bundle's known answer; raises BundleError when the graph gives something else on this machine."""
+    if (
+        not probe.token_ids
+        or len(probe.rows) != len(probe.logits)
+        or max(probe.token_ids) >= runner.shape.vocab_size
+        or max(probe.rows, default=len(runner.rows)) >= len(runner.rows)
+    ):
+        raise BundleError("manifest.parity.probe: does not fit the model")
+    cache = KvCache(runner.shape, len(probe.token_ids))
+    logits = runner.forward(cache, probe.token_ids, [len(probe.token_ids) - 1])[0]
+    difference = float(np.abs(logits[list(probe.rows)] - np.array(probe.logits, np.float32)).max())
+    if not difference <= probe.tolerance:  # also true for NaN
+        raise BundleError(
+            f"the graph gives other answers here than where it was exported: logits differ by {difference:.3g}, at most"
+            f" {probe.tolerance:g} is expected (for int8 on a processor without VNNI: export with --quantization int4)"
+        )
 
 
 def _warm_up(runner: Runner) -> None:

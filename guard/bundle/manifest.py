@@ -104,6 +104,19 @@ class GenerationDefaults:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A known answer that is computed again before a model serves: a processor or a version of ONNX Runtime on which
+    the graph gives something else is noticed. The float32 reference's ``logits`` of the head's ``rows`` after
+    ``token_ids``; the graph may differ by ``tolerance``, twice what it did at its export and a little.
+    """
+
+    token_ids: tuple[int, ...]
+    rows: tuple[int, ...]
+    logits: tuple[float, ...]
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class Parity:
     """The exported graph against a float32 reference forward over ``positions`` token positions of fixed prompts."""
 
@@ -113,6 +126,7 @@ class Parity:
     mean_kl: float  # nats
     top1_agreement: float  # 0..1
     max_unsafe_score_difference: float | None  # guard only
+    probe: Probe
 
 
 @dataclass(frozen=True)

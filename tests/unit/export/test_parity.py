@@ -13,10 +13,10 @@ from export.parity import BOUNDS, check_parity, kl_divergence, measure_parity
 from export.pipeline import ExportRequest, export_model
 from export.quantize.profile import PROFILES
 from guard.bundle import Bundle, open_bundle
-from guard.bundle.manifest import Parity
+from guard.bundle.manifest import Parity, Probe
 from guard.errors import ParityError
 
-GOOD = Parity("numpy float32", 10, 0.0, 0.0, 1.0, None)
+GOOD = Parity("numpy float32", 10, 0.0, 0.0, 1.0, None, Probe((1,), (0,), (0.0,), 0.1))
 
 
 @given(st.integers(0, 1000))
