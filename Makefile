@@ -30,9 +30,9 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) install -qq -c constraints.txt -e '.[$*]'
 	@touch $@
 
-RUNTIME := $(VENV)/.installed-server,export
-DEV := $(VENV)/.installed-server,export,dev
-REFERENCE := $(VENV)/.installed-server,export,dev,reference
+RUNTIME := $(VENV)/.installed-server,export,structured
+DEV := $(VENV)/.installed-server,export,structured,dev
+REFERENCE := $(VENV)/.installed-server,export,structured,dev,reference
 
 .PHONY: install install-dev install-reference
 install: $(RUNTIME) ## .venv with the server and the exporter
