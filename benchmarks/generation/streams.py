@@ -11,8 +11,8 @@ from guard.generation import GenerateTask, Generation
 from guard.generator import Generator
 
 COUNTS = (1, 2, 4, 8)
-_TOKENS = 64
-_ROUNDS = 6
+_TOKENS = 96
+_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Together:
 def measure(generator: Generator) -> tuple[Together, ...]:
     """One row for each of COUNTS, in rounds that have them all: what else the machine does then meets all of them.
 
-    Half the tasks are greedy, half sampled with a seed. Their prompts are cached, so that decoding is what is measured.
+    Half the tasks are greedy, half sampled with a seed. All but the ends of their prompts is cached, so that decoding
+    is most of what is measured.
     """
     tasks = [
         ask(prompt, _TOKENS) if index % 2 == 0 else sample(prompt, _TOKENS, seed=index)
