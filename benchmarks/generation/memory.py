@@ -30,8 +30,9 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident MiB of the whole process: ``samples`` are (requests done, MiB). ``growth_mib`` is the median of the last
-    tenth of them less that of the tenth after the prefix cache's share was used up.
+    """Resident MiB of the whole process: ``samples`` are (requests done, MiB). ``growth_mib``: after the
+    requests that fill the prefix cache, the median of the second half less that of the first. Samples differ by the
+    requests that are active, so that a few of them say little.
     """
 
     requests: int
@@ -130,10 +131,9 @@ def _task(number: int, chance: random.Random) -> GenerateTask:
 
 
 def _growth(samples: list[tuple[int, float]]) -> float:
-    """MiB from the first tenth of the steady samples to the last tenth, by medians."""
+    """MiB from the first half of the steady samples to the second, by medians."""
     steady = [mib for _, mib in samples[int(_STEADY * len(samples)) :]]
-    part = max(1, len(samples) // 10)
-    return _median(steady[-part:]) - _median(steady[:part])
+    return _median(steady[len(steady) // 2 :]) - _median(steady[: len(steady) // 2])
 
 
 def _median(values: list[float]) -> float:

@@ -146,8 +146,8 @@ streams; {row["cancelled"]} were cancelled. Resident memory of the process in Mi
 |---:|---:|---:|---:|---:|
 | {" | ".join(cells)} |
 
-The first requests fill the cache of prompt prefixes (64 MiB). Growth compares the median of the last tenth with that
-of the tenth after them.
+The first requests fill the cache of prompt prefixes (64 MiB). Growth is, of the requests after
+them, the median of the second half less that of the first.
 
 One request of {row["large_prompt_tokens"]:,} tokens, with {row["large_kv_mib"]:.0f} MiB of KV cache:
 {row["before_large_mib"]:.0f} MiB before, {row["during_large_mib"]:.0f} at most meanwhile, {row["after_large_mib"]:.0f}
