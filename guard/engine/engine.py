@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from guard.engine.budget import KvBudget
+from guard.engine.cost import Work
+from guard.engine.fair_queue import FairQueue
 from guard.engine.runner import Runner
 from guard.engine.scheduler import Scheduler
-from guard.engine.sequence import Job, T, Ticket
+from guard.engine.sequence import NO_WORK, Job, T, Ticket
 from guard.engine.settings import EngineSettings
 from guard.engine.stats import WAIT_BOUNDS, EngineStats, Tally
-from guard.errors import CancelledError, DeadlineError, InputTooLongError, OverloadedError, UnavailableError
+from guard.errors import (
+    CancelledError,
+    DeadlineError,
+    GuardError,
+    InputTooLongError,
+    OverloadedError,
+    UnavailableError,
+)
 
-#: Seconds between two looks at a queue that waits for memory which nobody active will give back.
+#: Seconds between two looks when nothing can run: callers may have left, and deadlines passed.
 _LOOK_S = 0.1
 
 
@@ -35,42 +43,56 @@ class Engine:
 
     def __init__(self, runner: Runner, settings: EngineSettings, name: str) -> None:
         self.settings = settings
-        self._queued: deque[Ticket[Any]] = deque()
+        self._queued = FairQueue(settings.max_queued, settings.max_queued_tokens)
         self._scheduler = Scheduler(runner, settings, time.monotonic)
         self._budget = KvBudget(settings.kv_bytes)
         self._active = 0
         self._waits = Tally(WAIT_BOUNDS)  # seconds; added to under the lock
         self._changed = threading.Condition()  # over the queue, the budget and the number of active jobs
         self._closed = False
+        self._abandoned = False
+        self._starting: list[Ticket[Any]] = []  # of this round: the scheduler may not know them yet
+        #: When the round that runs now began, in time.monotonic() seconds; None while there is nothing to do.
+        self.round_began: float | None = None
+        #: What its thread died of.
+        self.failure: BaseException | None = None
         self._job_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
 
     def submit(
-        self, job: Callable[[Ticket[T]], Job[T]], *, kv_bytes: int = 0, deadline: float | None = None
+        self,
+        job: Callable[[Ticket[T]], Job[T]],
+        *,
+        kv_bytes: int = 0,
+        deadline: float | None = None,
+        work: Work = NO_WORK,
+        caller: str = "",
     ) -> Ticket[T]:
-        """Queue a job that needs ``kv_bytes`` of KV cache; ``deadline`` is in time.monotonic() seconds.
+        """Queue a job of ``caller`` that needs ``kv_bytes`` of KV cache and at most ``work``; ``deadline`` is in
+        time.monotonic() seconds.
 
-        Raises OverloadedError when the queue is full, DeadlineError when the deadline has passed, InputTooLongError
-        when the KV cache could never fit, UnavailableError when the engine is closed.
+        Raises OverloadedError when there is no room in the queue for it, DeadlineError when the deadline has passed or
+        will before it is done, InputTooLongError when the KV cache could never fit, UnavailableError when the engine is
+        closed.
         """
         if kv_bytes > self.settings.kv_bytes:
             raise InputTooLongError("messages", kv_bytes, self.settings.kv_bytes)
-        ticket = Ticket(job, kv_bytes, deadline)
+        ticket = Ticket(job, kv_bytes, deadline, work, caller)
+        ticket.on_change = self._wake
         if deadline is not None and ticket.submitted >= deadline:
             raise DeadlineError("the deadline has passed")
         with self._changed:
             if not self.alive:
                 raise UnavailableError("the engine is not running")
-            unwanted = self._take_unwanted() if len(self._queued) >= self.settings.max_queued else []
-            full = len(self._queued) >= self.settings.max_queued
-            wait = self._job_seconds * len(self._queued)
-            if not full:
-                self._queued.append(ticket)
+            unwanted = [] if self._queued.has_room(ticket) else self._take_unwanted()
+            refusal = self._refusal(ticket)
+            if refusal is None:
+                self._queued.add(ticket)
                 self._changed.notify()
         _end_unwanted(unwanted)
-        if full:
-            raise OverloadedError(f"{self.settings.max_queued} requests are waiting, the limit", retry_after(wait))
+        if refusal is not None:
+            raise refusal
         return ticket
 
     def hold(self, kv_bytes: int) -> None:
@@ -132,56 +154,105 @@ class Engine:
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        if not self._abandoned:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Give up on a thread that hangs or has died: every job ends with UnavailableError now, and ``close`` does not
+        wait. Should the thread come back it stops; until then what its jobs hold is not freed.
+        """
+        with self._changed:
+            self._closed = self._abandoned = True
+            left = self._take_all()
+            self._changed.notify()
+        for ticket in left:
+            ticket.abandon(UnavailableError("the engine does not answer"))
 
     def _run(self) -> None:
         error: BaseException = UnavailableError("the engine was stopped")
         try:
             while (starting := self._wait_for_work()) is not None:
+                self._starting, self.round_began = starting, time.monotonic()
                 self._scheduler.round(starting)
                 self._retire(self._scheduler.take_ended())
                 with self._changed:
                     unwanted = self._take_unwanted()
                 _end_unwanted(unwanted)
-        except BaseException:  # a bug in the loop itself: nobody may be left waiting
+                self._starting, self.round_began = [], None
+        except BaseException as failure:  # noqa: BLE001 - a bug in the loop itself: nobody may be left waiting
+            self.failure = failure  # not raised again: Python would print its text, which may hold a request's
             error = UnavailableError("the engine stopped unexpectedly")
-            raise
         finally:
+            self.round_began = None
             self._fail_all(error)
+
+    def _refusal(self, ticket: Ticket[Any]) -> GuardError | None:
+        """Why ``ticket`` may not wait, if so."""
+        before = self._before(ticket)
+        if not self._queued.has_room(ticket):
+            waiting = f"{len(self._queued)} requests of {self._queued.tokens} tokens are waiting"
+            return OverloadedError(f"{waiting}, there is no room for this one", retry_after(sum(before)))
+        cost = self._scheduler.cost
+        if ticket.deadline is None or not cost.known:
+            return None
+        # As soon as all but ``max_active - 1`` of the jobs before it have ended, it runs beside the rest.
+        must_end = max(0, len(before) - self.settings.max_active + 1)
+        needed_s = cost.own_s(ticket.work) + (sum(before) * must_end / len(before) if must_end else 0.0)
+        if ticket.submitted + self.settings.deadline_part * needed_s <= ticket.deadline:
+            return None
+        left_s = ticket.deadline - ticket.submitted
+        return DeadlineError(f"the answer would take about {needed_s:.2g} s, the deadline leaves {left_s:.2g} s")
+
+    def _before(self, ticket: Ticket[Any]) -> list[float]:
+        """What each job that is served before ``ticket`` still takes of the engine's time, in seconds."""
+        jobs = [*self._running(), *self._queued.ahead_of(ticket.caller)]
+        return [self._scheduler.cost.engine_s(job.work, job.done) for job in jobs]
+
+    def _running(self) -> list[Ticket[Any]]:
+        """The active jobs that take turns; those that are paused are left out unless they have to be ended."""
+        return [ticket for ticket in self._scheduler.tickets if not ticket.paused or ticket.unwanted() is not None]
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _wait_for_work(self) -> list[Ticket[Any]] | None:
         """The jobs to start now, once there is anything to do; None when the engine is closed.
 
-        None of them after ``_LOOK_S`` of waiting for held memory: callers in the queue may have left meanwhile.
+        None of them after ``_LOOK_S`` when those that are there wait for memory that is held, or for slow readers:
+        callers may have left meanwhile.
         """
         with self._changed:
             while not self._closed:
-                starting = self._take_fitting()
-                if starting or self._active:
+                running = len(self._running())
+                starting = self._take_fitting(self.settings.max_active - running)
+                if starting or running:
                     self._active += len(starting)
                     for ticket in starting:
                         self._waits.add(ticket.queue_s)
                     return starting
-                if not self._changed.wait(_LOOK_S if self._queued else None):
+                if not self._changed.wait(_LOOK_S if self._queued or self._active else None):
                     return []
             return None
 
-    def _take_fitting(self) -> list[Ticket[Any]]:
-        """Take jobs from the queue, in order, while they fit.
+    def _take_fitting(self, most: int) -> list[Ticket[Any]]:
+        """Take up to ``most`` jobs from the queue, in order, while they fit.
 
         The queue's head is never overtaken by a job that needs memory, so none starves; jobs that need none (their
         caller holds it) may pass, or a caller that holds memory and a head that waits for it would wait for each
         other.
         """
         starting: list[Ticket[Any]] = []
-        waiting: deque[Ticket[Any]] = deque()
-        while self._queued and self._active + len(starting) < self.settings.max_active:
-            ticket = self._queued.popleft()
-            if (waiting and ticket.kv_bytes) or not self._budget.take(ticket.kv_bytes):
-                waiting.append(ticket)
+        held_up = False
+        for ticket in self._queued.in_order() if most > 0 else ():
+            if len(starting) == most:
+                break
+            if (held_up and ticket.kv_bytes) or not self._budget.take(ticket.kv_bytes):
+                held_up = True
             else:
                 starting.append(ticket)
-        self._queued.extendleft(reversed(waiting))
+        for ticket in starting:
+            self._queued.take(ticket)
         return starting
 
     def _retire(self, tickets: list[Ticket[Any]]) -> None:
@@ -195,8 +266,9 @@ class Engine:
 
     def _take_unwanted(self) -> list[Ticket[Any]]:
         """Remove from the queue what was cancelled or is late: it will never run, and others may have its place."""
-        unwanted = [ticket for ticket in self._queued if ticket.unwanted() is not None]
-        self._queued = deque(ticket for ticket in self._queued if ticket not in unwanted)
+        unwanted = [ticket for ticket in self._queued.in_order() if ticket.unwanted() is not None]
+        if unwanted:
+            self._queued.remove(unwanted)
         for ticket in unwanted:
             self._waits.add(ticket.queue_s)
         return unwanted
@@ -204,10 +276,15 @@ class Engine:
     def _fail_all(self, error: BaseException) -> None:
         with self._changed:
             self._closed = True
-            left = [*self._scheduler.tickets, *self._queued]
-            self._queued.clear()
+            left = self._take_all()
         for ticket in left:
             _end(ticket, error)
+
+    def _take_all(self) -> list[Ticket[Any]]:
+        """All that have not been settled, and perhaps some that have; none of them waits any more."""
+        waiting = self._queued.in_order()
+        self._queued.remove(waiting)
+        return [*self._scheduler.tickets, *self._starting, *waiting]
 
 
 def _end_unwanted(tickets: list[Ticket[Any]]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guard.engine.cost import CostModel
 from guard.engine.decode_batch import DecodeBatch
 from guard.engine.prefill import Prefill
 from guard.engine.runner import Runner
@@ -20,8 +21,6 @@ from guard.engine.stats import Counters
 
 #: Every so many chunks the oldest prompt gets one, however long it is; the others go to the shortest one first.
 _OLDEST_EVERY = 4
-#: Weight of the newest chunk in the running mean of the time per token.
-_NEWEST = 0.3
 _SMALLEST_CHUNK = 16
 
 
@@ -45,7 +44,7 @@ class Scheduler:
         self.counters = Counters()
         self._batch = DecodeBatch(runner.shape)
         self._chunks = 0
-        self._token_s = 0.0  # mean time of a prefilled token
+        self.cost = CostModel()
 
     @property
     def tickets(self) -> list[Ticket[Any]]:
@@ -55,7 +54,7 @@ class Scheduler:
     def round(self, starting: Sequence[Ticket[Any]] = ()) -> None:
         """Start jobs, then one step of every job that decodes, one chunk of one that does not."""
         self._drop_unwanted()
-        for active in [active for active in self._waiting() if active.request is None]:
+        for active in [active for active in self._ready() if active.request is None]:
             self._advance(active, active.ticket.resume)
         for ticket in starting:
             self._active.append(_Active(ticket))
@@ -69,6 +68,9 @@ class Scheduler:
         if ended:
             self._active = self._waiting()
             self._batch.prune()
+            for ticket in ended:
+                if ticket.succeeded:
+                    self.cost.note_job(ticket.work, ticket.done)
         return ended
 
     def _drop_unwanted(self) -> None:
@@ -81,7 +83,7 @@ class Scheduler:
         active.prefill = Prefill(active.request) if isinstance(active.request, Forward) else None
 
     def _decode(self) -> None:
-        deciders = [active for active in self._waiting() if isinstance(active.request, Decode)]
+        deciders = [active for active in self._ready() if isinstance(active.request, Decode)]
         requests = [active.request for active in deciders if isinstance(active.request, Decode)]
         caches = [cache for request in requests for cache in request.caches]
         if len(caches) == 1 and requests[0].draft:
@@ -96,10 +98,11 @@ class Scheduler:
             for cache, token in zip(request.caches, request.token_ids, strict=True)
         }
         tokens = [token_of[id(cache)] for cache in self._batch.caches]
+        began = self._clock()
         logits = self._model(deciders, lambda: self._runner.decode(self._batch, tokens))
         if logits is None:
             return
-        self.counters.batches.add(len(tokens))
+        self._note_decode(deciders, len(tokens), began)
         self.counters.decode_tokens += len(tokens)
         row_of = {id(cache): row for row, cache in enumerate(self._batch.caches)}
         for active, request in zip(deciders, requests, strict=True):
@@ -108,14 +111,15 @@ class Scheduler:
     def _verify(self, active: _Active, request: Decode) -> None:
         """All of a draft in one step. With several jobs a step together costs less than one each with a draft."""
         tokens = [*request.token_ids, *request.draft]
+        began = self._clock()
         logits = self._model([active], lambda: self._runner.forward(request.caches[0], tokens, range(len(tokens))))
         if logits is not None:
-            self.counters.batches.add(1)
+            self._note_decode([active], 1, began)
             self.counters.decode_tokens += len(tokens)
             self._advance(active, active.ticket.resume, logits)
 
     def _prefill(self) -> None:
-        prompts = [(active, active.prefill) for active in self._waiting() if active.prefill is not None]
+        prompts = [(active, active.prefill) for active in self._ready() if active.prefill is not None]
         if not prompts:
             return
         self._chunks += 1
@@ -126,7 +130,8 @@ class Scheduler:
         if tokens is None:
             return
         self.counters.prefill_tokens += tokens
-        self._note_speed(tokens, self._clock() - began)
+        self.cost.note_prefill(tokens, self._clock() - began)
+        active.ticket.done.prompt_tokens += tokens
         if prefill.left == 0:
             self._advance(active, active.ticket.resume, prefill.logits(self._runner))
 
@@ -144,15 +149,19 @@ class Scheduler:
     def _chunk(self, alone: bool) -> int:
         """How many tokens to compute now: as many as fit into ``step_s`` when others wait for their turn."""
         size = self._settings.prefill_chunk
-        if alone or self._token_s == 0:
+        if alone or self.cost.token_s == 0:
             return size
-        affordable = int(self._settings.step_s / self._token_s) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
+        affordable = int(self._settings.step_s / self.cost.token_s) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
         return min(size, max(_SMALLEST_CHUNK, affordable))
 
-    def _note_speed(self, tokens: int, seconds: float) -> None:
-        """Short chunks would tell what a step costs rather than what a token does, and make the next ones short too."""
-        if tokens >= _SMALLEST_CHUNK or not self._token_s:
-            self._token_s += (_NEWEST if self._token_s else 1.0) * (seconds / tokens - self._token_s)
+    def _note_decode(self, jobs: list[_Active], rows: int, began: float) -> None:
+        self.counters.batches.add(rows)
+        self.cost.note_decode(rows, self._clock() - began)
+        for active in jobs:
+            active.ticket.done.steps += 1
 
     def _waiting(self) -> list[_Active]:
         return [active for active in self._active if not active.ticket.ended]
+
+    def _ready(self) -> list[_Active]:
+        return [active for active in self._waiting() if not active.ticket.paused]

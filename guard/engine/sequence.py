@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from guard.engine.cost import Done, Work
 from guard.engine.kv_cache import KvCache
 from guard.errors import CancelledError, DeadlineError, GuardError
 
@@ -47,22 +49,39 @@ class Decode:
 Request = Forward | Decode | None
 Job = Generator[Request, Float32, T]
 _NO_LOGITS: Float32 = np.empty((0, 0), np.float32)
+NO_WORK = Work()
 
 
 class Ticket(Generic[T]):
     """A job's place in the engine. ``future`` gets its result or its error; ``cancel`` stops it within one step.
 
+    ``pause`` keeps it from further steps until ``unpause``: it holds its memory, and others have its turns. All three
+    may be called on any thread.
+
     For the engine: ``start`` and ``resume`` run the job until it has ``ended``; ``settle`` tells the caller, once what
-    the job held has been given back.
+    the job held has been given back; ``on_change`` is called when a job that took no turns may have to.
     """
 
-    def __init__(self, job: Callable[[Ticket[T]], Job[T]], kv_bytes: int, deadline: float | None) -> None:
+    def __init__(
+        self,
+        job: Callable[[Ticket[T]], Job[T]],
+        kv_bytes: int,
+        deadline: float | None,
+        work: Work = NO_WORK,
+        caller: str = "",
+    ) -> None:
         self.future: Future[T] = Future()
         self.kv_bytes = kv_bytes
         self.deadline = deadline  # time.monotonic() seconds
+        self.work = work
+        self.done = Done()
+        self.caller = caller
+        self.paused = False
+        self.on_change: Callable[[], None] = _no_news
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.ended = False
+        self.succeeded = False  # it ended with a result
         self._job = job
         self._steps: Job[T] | None = None
         self._settle: Callable[[], None] = _no_news
@@ -79,6 +98,17 @@ class Ticket(Generic[T]):
     def cancel(self) -> None:
         """Ask for a stop; harmless when the job has ended."""
         self._cancelled.set()
+        self.on_change()
+
+    def pause(self) -> None:
+        """No further step, from the next one on."""
+        self.paused = True
+
+    def unpause(self) -> None:
+        """Go on where it was."""
+        if self.paused:
+            self.paused = False
+            self.on_change()
 
     @property
     def queue_s(self) -> float:
@@ -117,7 +147,16 @@ class Ticket(Generic[T]):
 
     def settle(self) -> None:
         """Let ``future`` have the result or the error of the job that has ended."""
-        self._settle()
+        with suppress(InvalidStateError):  # it was abandoned, and its caller told
+            self._settle()
+
+    def abandon(self, error: BaseException) -> None:
+        """Tell the caller ``error`` now, on any thread, whatever the job does; should it go on, it is closed before its
+        next step and its result is dropped.
+        """
+        self._cancelled.set()
+        with suppress(InvalidStateError):  # it had just been settled
+            self.future.set_exception(error)
 
     def _run(self, step: Callable[[Job[T]], Request]) -> Request:
         assert self._steps is not None
@@ -125,14 +164,18 @@ class Ticket(Generic[T]):
             return step(self._steps)
         except StopIteration as stop:
             result: T = stop.value
+            self.succeeded = True
             self._end(lambda: self.future.set_result(result))
         except Exception as error:  # noqa: BLE001 - whatever a job raises belongs to its caller, not to the engine
             self.fail(error)
         return None
 
     def _claim(self) -> bool:
-        """From now on the future cannot be cancelled; False when it was."""
-        if self.future.running() or self.future.set_running_or_notify_cancel():
+        """From now on the future cannot be cancelled; False when it was, or was settled by ``abandon``."""
+        if self.future.running():
+            return True
+        abandoned = self.future.done() and not self.future.cancelled()
+        if not abandoned and self.future.set_running_or_notify_cancel():
             return True
         self.ended = True
         return False
@@ -142,7 +185,7 @@ class Ticket(Generic[T]):
 
 
 def _no_news() -> None:
-    """The caller cancelled the future itself, and knows."""
+    """There is nobody to tell."""
 
 
 def _nothing(ticket: Ticket[T]) -> Job[T]:

@@ -12,12 +12,16 @@ class EngineSettings:
     ``threads``: ONNX Runtime's intra-op threads; 0 = the container's CPU quota. ``max_queued`` and ``max_active`` count
     jobs; ``kv_bytes`` bounds the KV caches of active jobs; ``prefix_bytes`` those kept for reuse. ``prefill_chunk``:
     the most tokens that a step may prefill; while other jobs are active, as many as take about ``step_s`` seconds.
+    ``max_queued_tokens`` bounds the prompts and texts of the jobs that wait. A job is refused when its deadline leaves
+    less than ``deadline_part`` of the time that it would take as far as is known; 0 refuses none.
     """
 
     threads: int = 0
     max_queued: int = 64
+    max_queued_tokens: int = 1 << 16
     max_active: int = 8
     kv_bytes: int = 512 << 20
     prefix_bytes: int = 64 << 20
     prefill_chunk: int = 256
     step_s: float = 0.15
+    deadline_part: float = 0.5
