@@ -11,6 +11,7 @@ from typing import Any
 
 from server.auth.caller import Caller
 from server.limits import Permit
+from server.observer import SILENT, Observer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -28,6 +29,8 @@ class Call:
     identity: Caller | None = None
     #: Callers with different salts share no cached prompt and no cached verdict.
     cache_salt: str = ""
+    #: Who is told how the call goes.
+    observer: Observer = SILENT
 
     @property
     def caller(self) -> str | None:

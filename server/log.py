@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, TextIO
 
 logger = logging.getLogger("guardlet")
 #: The attribute of a log record that holds its further fields.
 FIELDS = "fields"
+#: What stands in every line of the call at hand: the ids of its trace.
+_bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default=MappingProxyType({}))
 
 
 class JsonFormatter(logging.Formatter):
@@ -29,6 +35,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": str(record.msg).partition("\n")[0],
             **getattr(record, FIELDS, {}),
+            **_bound.get(),
         }
         if record.exc_info and record.exc_info[0] is not None:
             value["exception"] = record.exc_info[0].__name__
@@ -41,8 +48,18 @@ def event(level: int, name: str, /, *, error: BaseException | None = None, **fie
     logger.log(level, name, extra={FIELDS: fields}, exc_info=error)
 
 
+def bind(fields: Mapping[str, str]) -> None:
+    """Put ``fields`` into every further line of the call at hand."""
+    _bound.set(fields)
+
+
 def configure(stream: TextIO | None = None) -> None:
-    """Send every logger of the process through JsonFormatter."""
+    """Send every logger of the process through JsonFormatter, and so what ends a thread or the process: Python itself
+    would write the texts of exceptions to standard error.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    sys.excepthook = lambda kind, error, trace: event(logging.CRITICAL, "uncaught", error=error)
+    sys.unraisablehook = lambda raised: event(logging.ERROR, "unraisable", error=raised.exc_value)
+    threading.excepthook = lambda raised: event(logging.CRITICAL, "thread_died", error=raised.exc_value)

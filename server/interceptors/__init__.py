@@ -1,1 +1,4 @@
-"""What happens around every call, from the outside in: access_log, decode, errors, deadline, admission."""
+"""What happens around every call, from the outside in.
+
+access_log, telemetry, decode, errors, deadline, auth, admission.
+"""

@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import grpc
-
 from server import call, log
-from server.interceptors.around import Around, Context
+from server.interceptors.around import Around, Context, code_of
 
 
 class AccessLogInterceptor(Around):
-    """Sets ``server.call.current``. Each line: method, code, request id, milliseconds, bytes of the request."""
+    """Sets ``server.call.current``. Each line: method, code, request id, caller, milliseconds, bytes of the request."""
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
@@ -38,14 +36,9 @@ class AccessLogInterceptor(Around):
                     logging.INFO,
                     "call",
                     method=method,
-                    code="CANCELLED" if cancelled else _code(context),
+                    code="CANCELLED" if cancelled else code_of(context).name,
                     request_id=this.request_id,
+                    caller=this.caller,
                     ms=round(this.elapsed_s * 1000, 1),
                     bytes=this.permit.bytes if this.permit else call.request_bytes(request),
                 )
-
-
-def _code(context: Context) -> str:
-    """The name of the status code so far; gRPC has 0 for "nothing went wrong"."""
-    code: Any = context.code()
-    return code.name if isinstance(code, grpc.StatusCode) else "OK"

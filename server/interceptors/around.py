@@ -51,6 +51,12 @@ class Around(grpc.aio.ServerInterceptor, ABC):
         return rewrap(handler, wrap)
 
 
+def code_of(context: Context) -> grpc.StatusCode:
+    """The status so far; gRPC has 0 for "nothing went wrong"."""
+    code: Any = context.code()
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.OK
+
+
 def rewrap(handler: Handler, wrap: Wrap, deserializer: Callable[[bytes], Any] | None = None) -> Handler:
     """A handler of the same kind around ``wrap(behavior)``, with another request deserializer if one is given."""
     kind = f"{'stream' if handler.request_streaming else 'unary'}_{'stream' if handler.response_streaming else 'unary'}"

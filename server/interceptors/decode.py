@@ -79,4 +79,6 @@ def _check_stream(behavior: Behavior) -> Behavior:
 async def _refuse(context: Context) -> None:
     this = call.current.get(None)
     error = InvalidInputError("request", "is not a readable message of the type that this method takes")
+    if this is not None:
+        this.observer.failed(error.reason)
     await status.abort(context, status.failure(error, this.request_id if this else call.request_id_of(None)))

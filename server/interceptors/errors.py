@@ -25,11 +25,17 @@ class ErrorInterceptor(Around):
         except grpc.aio.AbortError:
             raise
         except GuardError as error:
-            await status.abort(context, status.failure(error, call.current.get().request_id))
+            this = call.current.get()
+            this.observer.failed(error.reason)
+            await status.abort(context, status.failure(error, this.request_id))
         except Exception as error:  # noqa: BLE001 - the last place that can keep an error's text inside
-            request_id = call.current.get().request_id
-            log.event(logging.ERROR, "internal_error", error=_innermost(error), method=method, request_id=request_id)
-            await status.abort(context, status.failure(error, request_id))
+            this = call.current.get()
+            found = status.failure(error, this.request_id)
+            log.event(
+                logging.ERROR, "internal_error", error=_innermost(error), method=method, request_id=this.request_id
+            )
+            this.observer.failed(found.reason)
+            await status.abort(context, found)
 
 
 def _innermost(error: BaseException) -> BaseException:

@@ -1,0 +1,48 @@
+"""What the handlers tell about the call they work on, and to whom: metrics, spans, the audit log, or nobody."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from guard.conversation import Target
+from guard.generation import Generation
+from guard.policies import NamedPolicy
+from guard.tagger import Tagging
+from guard.verdict import Judgement
+from server.registry import Entry
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One verdict of the model ``entry`` about ``text`` under the policy ``applied``, before it leaves the server.
+
+    ``request_id`` is that of the call, or of the item of a batch.
+    """
+
+    judgement: Judgement
+    target: Target
+    applied: NamedPolicy
+    entry: Entry
+    request_id: str
+    text: str = field(repr=False)
+
+
+class Observer:
+    """Listens to one call. This one hears everything and keeps nothing; ``server.telemetry`` has the other."""
+
+    async def judged(self, judged: Judged) -> None:
+        """A verdict was reached. Raises UnavailableError when it has to be recorded and cannot be."""
+
+    def generated(self, generation: Generation, model: str, submitted: float, first_token_s: float) -> None:
+        """``model`` has written a text. ``submitted``: when its engine got it, in time.monotonic() seconds;
+        ``first_token_s``: seconds from the call's arrival to its first token.
+        """
+
+    def tagged(self, tagging: Tagging, model: str) -> None:
+        """``model`` has chosen a label."""
+
+    def failed(self, reason: str) -> None:
+        """The call, or an item of it, ends with an error of this ``google.rpc.ErrorInfo.reason``."""
+
+
+SILENT = Observer()
