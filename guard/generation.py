@@ -89,8 +89,10 @@ class GenerateTask:
 
     ``today`` is for chat templates that print a date. ``choices`` texts are written, the i-th (from 0) with the seed
     ``sampling.seed`` + i. ``logprobs``: None for none, else how many alternatives of each token come with its own.
-    ``prompt_lookup`` lets the engine propose tokens that follow an earlier occurrence of the latest ones; it changes
-    the speed, not the text. Raises InvalidInputError naming the field.
+    ``prompt_lookup`` lets the engine propose tokens that follow an earlier occurrence of the latest ones: faster where
+    a text repeats its prompt, the same text in float32, up to near-ties in a quantized model (docs/decisions/0091).
+    Tasks with different ``cache_salt`` share no cached beginning of a prompt. Raises
+    InvalidInputError naming the field.
     """
 
     conversation: Conversation | None = None
@@ -104,7 +106,8 @@ class GenerateTask:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     output_format: OutputFormat | None = None
-    prompt_lookup: bool = True
+    prompt_lookup: bool = False
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if (self.conversation is None) == (self.prompt is None):

@@ -52,7 +52,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def generate_task(
-    request: GenerateRequest, defaults: SamplingParams, default_max_tokens: int, max_tokens: int
+    request: GenerateRequest, defaults: SamplingParams, default_max_tokens: int, max_tokens: int, cache_salt: str = ""
 ) -> GenerateTask:
     """The task of a GenerateRequest or StreamGenerateRequest; raises InvalidInputError."""
     convert.check_request_id(request.request_id)
@@ -79,7 +79,8 @@ def generate_task(
         tools=tuple(_tool(*item) for item in enumerate(request.tools)),
         tool_choice=_tool_choice(request),
         output_format=_output_format(request.response_format) if request.HasField("response_format") else None,
-        prompt_lookup=request.prompt_lookup if request.HasField("prompt_lookup") else True,
+        prompt_lookup=request.prompt_lookup,
+        cache_salt=cache_salt,
     )
 
 

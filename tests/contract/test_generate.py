@@ -53,7 +53,7 @@ async def test_stream_sends_text_before_the_end(models: FakeModels) -> None:
     models.step_seconds = 0.02
     async with running(models) as server:
         arrivals = []
-        async for part in server.generation.StreamGenerate(streamed(max_tokens=30, prompt_lookup=False)):
+        async for part in server.generation.StreamGenerate(streamed(max_tokens=30)):
             arrivals.append((time.monotonic(), part))
         assert len(arrivals) > 10
         assert arrivals[-1][0] - arrivals[1][0] > 0.3
@@ -143,14 +143,14 @@ async def test_a_plain_prompt_has_no_template_around_it(server: Running) -> None
 
 
 async def test_speed_and_prompt_lookup_show_in_the_answer(server: Running) -> None:
-    with_lookup = await server.generation.Generate(prompt(max_tokens=100))
+    with_lookup = await server.generation.Generate(prompt(max_tokens=100, prompt_lookup=True))
     assert 0 < with_lookup.usage.accepted_tokens <= with_lookup.usage.drafted_tokens
-    without = await server.generation.Generate(prompt(max_tokens=100, prompt_lookup=False))
+    without = await server.generation.Generate(prompt(max_tokens=100))
     assert (without.usage.drafted_tokens, without.usage.accepted_tokens) == (0, 0)
     assert without.text == with_lookup.text
     assert without.tokens_per_second > 0
     assert (await server.generation.Generate(prompt(max_tokens=1))).tokens_per_second == 0
-    last = (await parts_of(server, max_tokens=100))[-1]
+    last = (await parts_of(server, max_tokens=100, prompt_lookup=True))[-1]
     assert last.tokens_per_second > 0
     assert last.usage.accepted_tokens > 0
 

@@ -145,9 +145,9 @@ def test_prompt_lookup_saves_steps_and_changes_no_text(
     parrot: tuple[Generator, FakeRunner], sampling: SamplingParams
 ) -> None:
     generator, runner = parrot
-    without = generator.generate(plain(sampling=sampling, prompt_lookup=False))
+    without = generator.generate(plain(sampling=sampling))
     steps = runner.steps
-    looked_up = generator.generate(plain(sampling=sampling))
+    looked_up = generator.generate(plain(sampling=sampling, prompt_lookup=True))
     assert looked_up.choices == without.choices
     assert without.drafted_tokens == 0 < looked_up.accepted_tokens <= looked_up.drafted_tokens
     assert runner.steps - steps < 60 - looked_up.accepted_tokens / 2

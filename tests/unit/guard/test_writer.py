@@ -70,6 +70,7 @@ TASKS = st.builds(
     sampling=PARAMS,
     logprobs=st.sampled_from([None, 2]),
     stop=st.sampled_from([(), ("J",), ("JK", "KJI")]),
+    prompt_lookup=st.just(True),
 )
 
 
@@ -94,7 +95,7 @@ def test_lookup_drafts_are_accepted_and_counted(tokenizer: Tokenizer) -> None:
         lookups.append(writer.lookup)
         return writer.draft()
 
-    write(tokenizer, GenerateTask(prompt="x", max_tokens=200), drafts)
+    write(tokenizer, GenerateTask(prompt="x", max_tokens=200, prompt_lookup=True), drafts)
     lookup = lookups[0]
     assert lookup is not None and 20 < lookup.accepted <= lookup.drafted
 
