@@ -18,12 +18,14 @@ from guard.errors import MemoryPlanError
 MIB = 1 << 20
 #: Interpreter, libraries, threads and heap of a process that serves.
 PROCESS_BYTES = 96 * MIB
-#: Resident bytes of a loaded tokenizer for each byte of its tokenizer.json.
-TOKENIZER_FACTOR = 16
+#: A loaded tokenizer: so many bytes, and so many for each byte of its tokenizer.json.
+_TOKENIZER_BYTES, _TOKENIZER_FACTOR = 18 * MIB, 6.5
 #: Float32 values of a token that live at once while a chunk is computed, in multiples of hidden + intermediate size.
-_LIVE_VALUES = 16
+_LIVE_VALUES = 6
 #: Room for what ONNX Runtime and malloc keep of a step, whatever its size.
-_STEP_BYTES = 32 * MIB
+_STEP_BYTES = 56 * MIB
+#: What packing adds to weights in blocks; those in rows are packed into no more than their own size.
+_BLOCKS_FACTOR = 1.05
 #: The least KV cache that is of any use: one window of a guard with its prompt and answer, or a short answer.
 MIN_KV_TOKENS = 1536
 #: The share of the limit that is planned for where the plan chooses: the system wants some for files and sockets.
@@ -125,8 +127,8 @@ def _without_kv(manifest: Manifest, settings: EngineSettings) -> ModelPlan:
         name=manifest.name,
         task=manifest.task,
         quantization=manifest.quantization.name,
-        weights=graph - table,
-        tokenizer=TOKENIZER_FACTOR * manifest.files[TOKENIZER_FILE].bytes,
+        weights=int((graph - table) * (_BLOCKS_FACTOR if "blocks" in manifest.quantization.linears else 1)),
+        tokenizer=_TOKENIZER_BYTES + int(_TOKENIZER_FACTOR * manifest.files[TOKENIZER_FILE].bytes),
         workspace=_STEP_BYTES + _LIVE_VALUES * values * 4,
         prefixes=settings.prefix_bytes,
         kv=0,
