@@ -9,14 +9,21 @@ from pathlib import Path
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-
 from guard.bundle.manifest import Task
 from guard.cache import CacheLimits, VerdictCache
 from guard.classifier import Classifier
-from guard.engine.settings import EngineSettings
 from guard.errors import GuardError
 from guard.policies import PolicyBook
-from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
+from guard.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    moderation_pb2,
+    moderation_pb2_grpc,
+)
+
+from guard.engine.settings import EngineSettings
 from server import log
 from server.drain import StopRequest, drain
 from server.errors import SettingsError
@@ -35,11 +42,13 @@ from server.policies import check_policies, load_policies
 from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
 from server.tickets import Submitter
+from server.watchdog import DeadMan, Watchdog, leave
 
 MODERATION = moderation_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
-_ENGINE_CHECK_S = 0.25
+#: What requests to the other model have to finish when an engine hangs.
+BROKEN_GRACE_S = 5.0
 
 
 class App:
@@ -48,7 +57,10 @@ class App:
     def __init__(self, settings: Settings, loader: Loader = load_model) -> None:
         self.settings = settings
         self.policies = load_policies(settings.policies)
-        self.registry = Registry(settings.engine, _prepared(loader, self.policies, settings.cache))
+        self._watchdog: asyncio.Task[None] | None = None
+        self.registry = Registry(
+            settings.engine, _prepared(loader, self.policies, settings.cache)
+        )
         self.registry.on_change = self._update_health
         self.health = Health(["", MODERATION, GENERATION, MODELS])
         self.gates = {
@@ -65,11 +77,16 @@ class App:
         try:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError:
-            problem = "cannot listen there: it is in use, or not an address of this machine"
+            problem = (
+                "cannot listen there: it is in use, or not an address of this machine"
+            )
             raise SettingsError("address", problem) from None
         if not self.address.startswith("unix"):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         await self._server.start()
+        self._watchdog = asyncio.create_task(
+            Watchdog(self.registry, self.settings.step_timeout_s).run()
+        )
         log.event(logging.INFO, "listening", address=self.address)
 
     async def load(self) -> None:
@@ -82,19 +99,39 @@ class App:
         await asyncio.gather(*loads)
         self._loaded = True
         self._update_health()
-        log.event(logging.INFO, "ready", address=self.address, models=[entry.name for entry in self.registry.entries()])
+        log.event(
+            logging.INFO,
+            "ready",
+            address=self.address,
+            models=[entry.name for entry in self.registry.entries()],
+        )
 
-    async def engine_death(self) -> str:
-        """Wait until an engine dies; returns the name of its model."""
-        while True:
-            dead = self.registry.check_engines()
-            if dead:
-                return dead[0].name
-            await asyncio.sleep(_ENGINE_CHECK_S)
+    @property
+    def broken(self) -> bool:
+        """Whether an engine hangs, or died too often."""
+        return (
+            self._watchdog is not None
+            and self._watchdog.done()
+            and not self._watchdog.cancelled()
+        )
+
+    async def break_down(self) -> None:
+        """Wait until it is broken."""
+        if self._watchdog is not None:
+            await asyncio.wait({self._watchdog})
 
     async def stop(self, request: StopRequest) -> None:
-        """Drain and free everything."""
-        await drain(self._server, self.health, request, self.settings.drain_delay_s, self.settings.grace_s)
+        """Drain and free everything. Whoever is still served when it is broken has a few seconds at most."""
+        grace_s = (
+            min(self.settings.grace_s, BROKEN_GRACE_S)
+            if self.broken
+            else self.settings.grace_s
+        )
+        await drain(
+            self._server, self.health, request, self.settings.drain_delay_s, grace_s
+        )
+        if self._watchdog is not None and not self.broken:
+            self._watchdog.cancel()
         await self.registry.close()
         self._submitter.close()
         log.event(logging.INFO, "stopped")
@@ -106,16 +143,24 @@ class App:
                 AccessLogInterceptor(settings.access_log),
                 DecodeInterceptor(),
                 ErrorInterceptor(),
-                DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
+                DeadlineInterceptor(
+                    settings.default_deadline_s, settings.max_deadline_s
+                ),
                 AdmissionInterceptor(self.gates),
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(self.registry, self._submitter, self.policies, settings.stream_idle_s)
+        moderation = ModerationService(
+            self.registry, self._submitter, self.policies, settings.stream_idle_s
+        )
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
-        generation = GenerationService(self.registry, self._submitter, self.policies, settings)
+        generation = GenerationService(
+            self.registry, self._submitter, self.policies, settings
+        )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelService(self.registry, settings), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(services, server)
@@ -125,46 +170,49 @@ class App:
         self.health.set(MODERATION, self.registry.serves("guard"))
         self.health.set(GENERATION, self.registry.serves("instruct"))
         self.health.set(MODELS, True)
-        self.health.set("", self._loaded and self.registry.settled)
+        self.health.set("", self._loaded and self.registry.healthy)
 
 
 async def serve(settings: Settings, loader: Loader = load_model) -> int:
-    """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine died.
+    """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine is broken.
 
     Raises SettingsError when it cannot listen, or for its policies.
     """
-    stop = StopRequest()
+    stop, dead_man = StopRequest(), DeadMan(settings.step_timeout_s)
     stop.install()
     app = App(settings, loader)
     await app.start()
+    feeding = asyncio.create_task(dead_man.feed())
     loading = asyncio.create_task(app.load())
     stopping = asyncio.create_task(stop.wait())
-    dying = asyncio.create_task(app.engine_death())
-    status = 0
-    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    breaking = asyncio.create_task(app.break_down())
+    failed = False
+    await asyncio.wait(
+        {loading, stopping, breaking}, return_when=asyncio.FIRST_COMPLETED
+    )
     if loading.done() and (error := loading.exception()) is not None:
         if isinstance(error, GuardError):
             log.event(logging.ERROR, "load_failed", message=str(error))
         else:
             log.event(logging.ERROR, "load_failed", error=error)
-        status = 1
+        failed = True
         stop.ask(patient=False)
-    await asyncio.wait({dying, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if dying.done():
-        log.event(logging.ERROR, "engine_died", model=dying.result())
-        status = 1
+    await asyncio.wait({breaking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if app.broken:
         stop.ask(patient=False)
-    dying.cancel()
+    feeding.cancel()
+    dead_man.leave_within(BROKEN_GRACE_S * 2 if app.broken else settings.longest_stop_s)
     await app.stop(stop)
+    breaking.cancel()
     if not loading.done():
         await asyncio.wait({loading})
-    return status
+    return 1 if failed or app.broken else 0
 
 
 def run(settings: Settings) -> int:
     """``serve`` in a process of its own, with logs as JSON lines on standard error."""
     log.configure()
-    return asyncio.run(serve(settings))
+    return leave(asyncio.run(serve(settings)))
 
 
 def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loader:
@@ -186,10 +234,16 @@ def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loade
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),  # after decompression
+        (
+            "grpc.max_receive_message_length",
+            settings.max_message_bytes,
+        ),  # after decompression
         ("grpc.max_metadata_size", 8 << 10),
         ("grpc.absolute_max_metadata_size", 16 << 10),
-        ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it in silence
+        (
+            "grpc.so_reuseport",
+            0,
+        ),  # a second server on the same port fails instead of sharing it in silence
         # A caller whose machine vanished is noticed, and its compute stopped, within a minute and a half.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -20,8 +20,8 @@ from guard.streaming import Check, StreamTask
 from guard.v1 import model_pb2, moderation_pb2
 from guard.verdict import Action, CategoryScore, DecidedBy, Judgement, Verdict, action_for
 from server.call import is_request_id
+from server.entries import Down, Entry, State
 from server.errors import UnsupportedFieldError
-from server.registry import Entry, State
 from server.status import duration
 
 _ROLES = {
@@ -89,7 +89,7 @@ def conversation(messages: Iterable[moderation_pb2.Message]) -> Conversation:
     return Conversation(_messages(messages))
 
 
-def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> ClassifyTask:
+def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy, cache_salt: str = "") -> ClassifyTask:
     """The task of one ClassifyRequest under ``policy``; raises InvalidInputError or UnsupportedFieldError naming the
     field.
     """
@@ -98,7 +98,7 @@ def classify_task(request: moderation_pb2.ClassifyRequest, policy: Policy) -> Cl
     mode = _MODES.get(request.mode)
     if mode is None:
         raise InvalidInputError("mode", f"unknown number {request.mode}")
-    return ClassifyTask(messages, _target(request.target, messages), policy, mode)
+    return ClassifyTask(messages, _target(request.target, messages), policy, mode, cache_salt)
 
 
 def stream_task(start: moderation_pb2.StreamClassifyStart, policy: Policy) -> StreamTask:
@@ -170,7 +170,7 @@ def classify_response(
     )
 
 
-def model(entry: Entry) -> model_pb2.Model:
+def model(entry: Entry | Down) -> model_pb2.Model:
     """What ModelService shows of a model."""
     manifest = entry.manifest
     shown = model_pb2.Model(
@@ -183,7 +183,7 @@ def model(entry: Entry) -> model_pb2.Model:
         source=model_pb2.ModelSource(
             kind=manifest.source.kind, name=manifest.source.name, revision=manifest.source.revision or ""
         ),
-        manifest_sha256=entry.model.bundle.digest,
+        manifest_sha256=entry.digest,
         kv_bytes_per_token=manifest.shape.kv_bytes_per_token,
     )
     if manifest.guard is not None:

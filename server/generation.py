@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +15,14 @@ from guard.generation import Generation
 from guard.pipeline import GuardedGeneration, GuardedGenerator
 from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
-from server import call, convert_generation, convert_guarded, convert_policy, convert_tag, tickets
+from server import (
+    call,
+    convert_generation,
+    convert_guarded,
+    convert_policy,
+    convert_tag,
+    tickets,
+)
 from server.convert_generation import GenerateRequest
 from server.feed import Feed, Piece, sent
 from server.registry import Registry
@@ -40,20 +48,32 @@ class _Submitted:
 
     def first_token_s(self, generation: Generation) -> float:
         """Seconds from the call's arrival to the first token; the engine counts from submission."""
-        return self.ticket.submitted - call.current.get().started + generation.first_token_s
+        return (
+            self.ticket.submitted
+            - call.current.get().started
+            + generation.first_token_s
+        )
 
     def found(self, generation: Generation) -> generation_pb2.ModerationResult | None:
         """What the guard found; None when it was not asked."""
         if self.applied is None or not isinstance(generation, GuardedGeneration):
             return None
         this = call.current.get()
-        return convert_guarded.moderation_result(generation, self.applied, self.guard, this.request_id, this.elapsed_s)
+        return convert_guarded.moderation_result(
+            generation, self.applied, self.guard, this.request_id, this.elapsed_s
+        )
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        submitter: Submitter,
+        policies: PolicyBook,
+        settings: Settings,
+    ) -> None:
         self._registry = registry
         self._submitter = submitter
         self._policies = policies
@@ -64,8 +84,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GenerateResponse:
         """The whole text at once."""
         this = call.current.get()
-        submitted = await self._submit(request, None)
-        generation = await submitted.result()
+        with ExitStack() as using:
+            submitted = await self._submit(request, None, using)
+            generation = await submitted.result()
         if isinstance(generation, GuardedGeneration):
             generation = generation.withheld()
         first_token_s = submitted.first_token_s(generation)
@@ -82,13 +103,18 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         """The text while it is being written: ids first, then text, then how it ended."""
         this = call.current.get()
         feed = Feed(self._settings.max_unsent_tokens)
-        submitted = await self._submit(request, feed)
 
         async def write(response: generation_pb2.StreamGenerateResponse) -> None:
             await sent(context.write(response), self._settings.stream_idle_s)
 
-        try:
-            await write(generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=submitted.model))
+        with ExitStack() as using:
+            submitted = await self._submit(request, feed, using)
+            using.callback(submitted.ticket.cancel)
+            await write(
+                generation_pb2.StreamGenerateResponse(
+                    request_id=this.request_id, model=submitted.model
+                )
+            )
             pieces: list[Piece] = []
             while ready := await feed.take():
                 for piece in ready:
@@ -96,13 +122,13 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 pieces += ready
             generation = await submitted.result()
             first_token_s = submitted.first_token_s(generation)
-            *ends, last = convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s)
+            *ends, last = convert_generation.last_stream_responses(
+                generation, pieces, first_token_s, this.elapsed_s
+            )
             if (found := submitted.found(generation)) is not None:
                 last.moderation.CopyFrom(found)
             for end in (*ends, last):
                 await write(end)
-        finally:
-            submitted.ticket.cancel()
 
     async def Tag(  # noqa: N802
         self, request: generation_pb2.TagRequest, context: _Context
@@ -110,37 +136,58 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         """The most likely of the labels."""
         this = call.current.get()
         entry, tagger = self._registry.tagger(request.model)
-        submission = partial(tagger.submit, convert_tag.tag_task(request), this.deadline)
-        ticket = await self._submitter.submit(request.ByteSize(), submission)
-        tagging = await tickets.result(ticket)
-        return convert_tag.tag_response(tagging, entry.name, this.request_id, this.elapsed_s)
+        with entry.users:
+            submission = partial(
+                tagger.submit, convert_tag.tag_task(request), this.deadline
+            )
+            ticket = await self._submitter.submit(request.ByteSize(), submission)
+            tagging = await tickets.result(ticket)
+        return convert_tag.tag_response(
+            tagging, entry.name, this.request_id, this.elapsed_s
+        )
 
-    async def _submit(self, request: GenerateRequest, feed: Feed | None) -> _Submitted:
-        """Submit the request, its text going to ``feed``."""
+    async def _submit(
+        self, request: GenerateRequest, feed: Feed | None, using: ExitStack
+    ) -> _Submitted:
+        """Submit the request, its text going to ``feed``. Its models are kept until ``using`` is left."""
         entry, generator = self._registry.instruct(request.model)
+        using.enter_context(entry.users)
         settings, defaults = self._settings, entry.manifest.generation
         context_tokens = entry.manifest.shape.max_positions
         task = convert_generation.generate_task(
             request,
-            SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k) if defaults else SamplingParams(),
-            default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),
+            SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k)
+            if defaults
+            else SamplingParams(),
+            default_max_tokens=min(
+                settings.default_max_tokens, max(1, context_tokens // 2)
+            ),
             max_tokens=settings.max_tokens,
         )
         this = call.current.get()
         push = feed.push if feed else lambda delta: None
-        submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, this.deadline)
+        submit: Callable[[], Ticket[Any]] = partial(
+            generator.submit, task, push, this.deadline
+        )
         guard, applied = "", None
         with convert_guarded.paths_of_the_request():
             if request.HasField("moderation"):
-                applied = convert_policy.applied_policy(request.moderation, self._policies, this.caller)
-                moderation = convert_guarded.moderation(request.moderation, applied.policy)
+                applied = convert_policy.applied_policy(
+                    request.moderation, self._policies, this.caller
+                )
+                moderation = convert_guarded.moderation(
+                    request.moderation, applied.policy
+                )
                 guard_entry, classifier = self._registry.guard(request.moderation.model)
+                using.enter_context(guard_entry.users)
                 guard = guard_entry.name
                 guarded = GuardedGenerator(generator, classifier)
                 submit = partial(guarded.submit, task, moderation, push, this.deadline)
                 if feed is not None:
                     # The guard lets go of text in bulk: how much of it waits says nothing about the reader.
-                    feed.max_tokens = max(feed.max_tokens, task.choices * task.max_tokens)
+                    feed.max_tokens = max(
+                        feed.max_tokens, task.choices * task.max_tokens
+                    )
             ticket = await self._submitter.submit(request.ByteSize(), submit)
         if feed is not None:
             feed.stop = ticket.cancel

@@ -12,8 +12,9 @@ from guard.classifier import Classifier
 from guard.errors import BundleError, InvalidInputError
 from guard.v1 import model_pb2, model_pb2_grpc
 from server import convert
+from server.entries import Down, Entry
 from server.errors import AdminDisabledError
-from server.registry import Entry, Registry
+from server.registry import Registry
 from server.settings import Settings
 
 MAX_PAGE_SIZE = 1000
@@ -33,10 +34,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """The models in the order of their names; a page token is the last name of the page before."""
         if not 0 <= request.page_size <= MAX_PAGE_SIZE:
             raise InvalidInputError("page_size", f"expected 0 to {MAX_PAGE_SIZE}")
-        left = [entry for entry in self._registry.entries() if entry.name > request.page_token]
+        left = [entry for entry in self._registry.listed() if entry.name > request.page_token]
         page = left[: request.page_size or MAX_PAGE_SIZE]
         return model_pb2.ListModelsResponse(
-            models=[_shown(entry) for entry in page],
+            models=[self._shown(entry) for entry in page],
             next_page_token=page[-1].name if len(page) < len(left) else "",
         )
 
@@ -46,15 +47,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """One model."""
         if not request.name:
             raise InvalidInputError("name", "is required")
-        return model_pb2.GetModelResponse(model=_shown(self._registry.entry(request.name)))
+        return model_pb2.GetModelResponse(model=self._shown(self._registry.entry(request.name)))
 
     async def LoadModel(  # noqa: N802
         self, request: model_pb2.LoadModelRequest, context: _Context
     ) -> model_pb2.LoadModelResponse:
-        """Admin: load a bundle below the model directory."""
+        """Admin: load a bundle below the model directory, in the place of another model if one is named."""
         directory = self._bundle_directory(request.bundle)
-        entry = await self._registry.load(directory, _manifest(directory).task)
-        return model_pb2.LoadModelResponse(model=_shown(entry))
+        task = _manifest(directory).task
+        entry = await self._registry.load(directory, task, request.name, request.replace)
+        return model_pb2.LoadModelResponse(model=self._shown(entry))
 
     async def UnloadModel(  # noqa: N802
         self, request: model_pb2.UnloadModelRequest, context: _Context
@@ -65,6 +67,20 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             raise InvalidInputError("name", "is required")
         await self._registry.unload(request.name)
         return model_pb2.UnloadModelResponse()
+
+    def _shown(self, entry: Entry | Down) -> model_pb2.Model:
+        shown = convert.model(entry)
+        shown.is_default = self._registry.is_default(entry.name)
+        if isinstance(entry, Entry):
+            shown.requests = entry.users.count
+            shown.kv_bytes_in_use = entry.model.engine.kv_bytes_in_use
+            cache = entry.model.cache if isinstance(entry.model, Classifier) else None
+            if cache is not None and cache.limits.entries:
+                shown.verdict_cache.hits = cache.hits
+                shown.verdict_cache.misses = cache.misses
+                shown.verdict_cache.entries = len(cache)
+                shown.verdict_cache.bytes = cache.memory_bytes
+        return shown
 
     def _check_admin(self) -> None:
         if not self._settings.admin:
@@ -80,17 +96,6 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if root not in directory.parents or not directory.is_dir():
             raise InvalidInputError("bundle", "is no directory below the server's model directory")
         return directory
-
-
-def _shown(entry: Entry) -> model_pb2.Model:
-    shown = convert.model(entry)
-    cache = entry.model.cache if isinstance(entry.model, Classifier) else None
-    if cache is not None and cache.limits.entries:
-        shown.verdict_cache.hits = cache.hits
-        shown.verdict_cache.misses = cache.misses
-        shown.verdict_cache.entries = len(cache)
-        shown.verdict_cache.bytes = cache.memory_bytes
-    return shown
 
 
 def _manifest(directory: Path) -> Manifest:

@@ -28,7 +28,13 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, stream_idle_s: float) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        submitter: Submitter,
+        policies: PolicyBook,
+        stream_idle_s: float,
+    ) -> None:
         """``stream_idle_s``: seconds after which a stream that is not written or not read ends."""
         self._registry = registry
         self._submitter = submitter
@@ -48,18 +54,27 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         this = call.current.get()
         convert.check_request_id(request.request_id)
         if not 1 <= len(request.requests) <= MAX_BATCH:
-            raise InvalidInputError("requests", f"{len(request.requests)} items, expected 1 to {MAX_BATCH}")
+            raise InvalidInputError(
+                "requests", f"{len(request.requests)} items, expected 1 to {MAX_BATCH}"
+            )
         window = asyncio.Semaphore(_BATCH_WINDOW)
 
-        async def item(index: int, question: moderation_pb2.ClassifyRequest) -> moderation_pb2.BatchClassifyResult:
+        async def item(
+            index: int, question: moderation_pb2.ClassifyRequest
+        ) -> moderation_pb2.BatchClassifyResult:
             async with window:
                 own_id = (
-                    question.request_id if call.is_request_id(question.request_id) else f"{this.request_id}.{index}"
+                    question.request_id
+                    if call.is_request_id(question.request_id)
+                    else f"{this.request_id}.{index}"
                 )
                 return await self._outcome(question, replace(this, request_id=own_id))
 
         async with asyncio.TaskGroup() as group:
-            items = [group.create_task(item(*numbered)) for numbered in enumerate(request.requests)]
+            items = [
+                group.create_task(item(*numbered))
+                for numbered in enumerate(request.requests)
+            ]
         return moderation_pb2.BatchClassifyResponse(
             request_id=this.request_id,
             results=[task.result() for task in items],
@@ -67,12 +82,21 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         )
 
     async def StreamClassify(  # noqa: N802
-        self, requests: AsyncIterator[moderation_pb2.StreamClassifyRequest], context: _Context
+        self,
+        requests: AsyncIterator[moderation_pb2.StreamClassifyRequest],
+        context: _Context,
     ) -> None:
         """The checks of a message while it is being written, then its judgement."""
         steps = Steps(requests, self._idle_s)
         try:
-            await StreamJudge(steps, context, self._registry, self._submitter, self._policies, self._idle_s).run()
+            await StreamJudge(
+                steps,
+                context,
+                self._registry,
+                self._submitter,
+                self._policies,
+                self._idle_s,
+            ).run()
         finally:
             await steps.close()
 
@@ -83,23 +107,34 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         default = self._policies.policy_for(call.current.get().caller).name
         return moderation_pb2.ListPoliciesResponse(
             policies=[
-                convert_policy.named_policy(NamedPolicy(name, policy), is_default=name == default)
+                convert_policy.named_policy(
+                    NamedPolicy(name, policy), is_default=name == default
+                )
                 for name, policy in sorted(self._policies.policies.items())
             ]
         )
 
-    async def _outcome(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.BatchClassifyResult:
+    async def _outcome(
+        self, request: moderation_pb2.ClassifyRequest, this: Call
+    ) -> moderation_pb2.BatchClassifyResult:
         try:
-            return moderation_pb2.BatchClassifyResult(response=await self._classify(request, this))
+            return moderation_pb2.BatchClassifyResult(
+                response=await self._classify(request, this)
+            )
         except GuardError as error:
             found = status.failure(error, this.request_id)
             return moderation_pb2.BatchClassifyResult(error=status.item_error(found))
 
-    async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
+    async def _classify(
+        self, request: moderation_pb2.ClassifyRequest, this: Call
+    ) -> moderation_pb2.ClassifyResponse:
         applied = convert_policy.applied_policy(request, self._policies, this.caller)
         task = convert.classify_task(request, applied.policy)
         entry, classifier = self._registry.guard(request.model)
-        submission = partial(classifier.submit, task, this.deadline)
-        ticket = await self._submitter.submit(request.ByteSize(), submission)
-        judgement = await tickets.result(ticket)
-        return convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
+        with entry.users:
+            submission = partial(classifier.submit, task, this.deadline)
+            ticket = await self._submitter.submit(request.ByteSize(), submission)
+            judgement = await tickets.result(ticket)
+        return convert.classify_response(
+            judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s
+        )

@@ -1,12 +1,14 @@
-"""The models of this server: which there are, whether they serve, loading and unloading."""
+"""The models of this server: which there are, whether they serve, loading, replacing and unloading."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,47 +17,18 @@ from guard.classifier import Classifier
 from guard.engine.settings import EngineSettings
 from guard.errors import InvalidInputError, ModelNotLoadedError, UnavailableError
 from guard.generator import Generator
-from guard.runtime import load_guard, load_instruct
 from guard.tagger import Tagger
+from server.entries import Down, Entry, Loader, Model, State, entry_of, load_model
 from server.errors import ModelNotFoundError
 
-#: How often an unload looks whether the model's requests have ended.
+__all__ = ["Entry", "Loader", "Model", "Registry", "State", "load_model"]
+
+#: How often it is looked whether the requests of a model that is to be freed have ended.
 _POLL_S = 0.05
-Model = Classifier | Generator
+#: How long a restart waits for the requests of the dead engine, which have been told already, to let go of its memory.
+_LET_GO_S = 5.0
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 T = TypeVar("T")
-
-
-class State(Enum):
-    """Whether a model serves."""
-
-    READY = "ready"
-    FAILED = "failed"
-    UNLOADING = "unloading"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A loaded model. ``name`` is the bundle's, made unique on this server. Instruct models have a ``tagger``."""
-
-    name: str
-    task: Task
-    model: Model
-    state: State
-    tagger: Tagger | None = None
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest of the bundle it was loaded from."""
-        return self.model.bundle.manifest
-
-
-#: Opens a bundle directory for a task; blocks for seconds. Raises BundleError.
-Loader = Callable[[Path, Task, EngineSettings], Model]
-
-
-def load_model(directory: Path, task: Task, settings: EngineSettings) -> Model:
-    """The real Loader."""
-    return load_guard(directory, settings) if task == "guard" else load_instruct(directory, settings)
 
 
 class Registry:
@@ -65,16 +38,22 @@ class Registry:
         self._settings = settings
         self._loader = loader
         self._entries: dict[str, Entry] = {}
+        self._down: dict[str, Down] = {}
+        self._leaving: list[Entry] = []  # unloaded or replaced, but not freed yet
+        self._defaults: dict[Task, str] = {}
         self._loading: Counter[Task] = Counter()
         self._one_at_a_time = asyncio.Lock()
         self._running: set[asyncio.Future[Any]] = set()
-        #: Called with the manifests of the loaded models and a bundle's directory before that is loaded; may refuse it.
+        #: Called with the manifests of all models in memory and a bundle's directory before that is loaded; may refuse.
         self.before_load: Callable[[Sequence[Manifest], Path], None] = lambda manifests, directory: None
         #: Called after every change.
         self.on_change: Callable[[], None] = lambda: None
 
     def guard(self, name: str = "") -> tuple[Entry, Classifier]:
-        """The guard model ``name``, or the first one for "". Raises ModelNotLoadedError or UnavailableError."""
+        """The guard model ``name``, or the default one for "". Raises ModelNotLoadedError or UnavailableError.
+
+        A request enters ``Entry.users`` before it awaits anything, and leaves when it needs the model no more.
+        """
         entry = self._serving("guard", name)
         assert isinstance(entry.model, Classifier)
         return entry, entry.model
@@ -92,44 +71,85 @@ class Registry:
         return entry, entry.tagger
 
     def entries(self) -> list[Entry]:
-        """All models, in the order of their names."""
+        """All models that have an engine, in the order of their names."""
         return [self._entries[name] for name in sorted(self._entries)]
 
-    def entry(self, name: str) -> Entry:
+    def listed(self) -> list[Entry | Down]:
+        """All models, in whatever state, in the order of their names."""
+        known: dict[str, Entry | Down] = {**self._entries, **self._down}
+        return [known[name] for name in sorted(known)]
+
+    def entry(self, name: str) -> Entry | Down:
         """The model ``name``, in whatever state; raises ModelNotFoundError."""
-        entry = self._entries.get(name)
+        entry = self._entries.get(name) or self._down.get(name)
         if entry is None:
             raise ModelNotFoundError("no model of that name")
         return entry
 
+    def in_memory(self) -> list[Entry]:
+        """All models that have an engine, with those that are gone for callers but not freed yet."""
+        return [*self._entries.values(), *self._leaving]
+
+    def is_default(self, name: str) -> bool:
+        """Whether requests that name no model get this one."""
+        return name in self._defaults.values()
+
     def serves(self, task: Task) -> bool:
-        """Whether a model for ``task`` is ready."""
-        return any(entry.task == task and entry.state is State.READY for entry in self._entries.values())
+        """Whether requests for ``task`` that name no model are served."""
+        default = self._entries.get(self._defaults.get(task, ""))
+        return default is not None and default.state is State.READY
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is being loaded and every model is ready."""
-        ready = all(entry.state is State.READY for entry in self._entries.values())
-        return ready and not self._loading.total()
+    def healthy(self) -> bool:
+        """Whether no model's engine is down."""
+        return not self._down
 
-    def load(self, directory: Path, task: Task) -> asyncio.Future[Entry]:
-        """Load a bundle, after those that were asked for before. Raises BundleError, or InvalidInputError when a model
-        of its name and task is loaded already. A load goes on when its caller is cancelled: a thread cannot be.
+    def load(self, directory: Path, task: Task, name: str = "", replaces: str = "") -> asyncio.Future[Entry]:
+        """Load a bundle, after those that were asked for before, under ``name`` or the bundle's own; or in the place,
+        and without ``name`` under the name, of the model that it ``replaces``, which serves until the new one does.
+
+        Raises InvalidInputError for names that are taken or none, ModelNotFoundError, BundleError, and what
+        ``before_load`` raises. A load goes on when its caller is cancelled: a thread cannot be.
         """
+        if name and not _NAME.fullmatch(name):
+            raise InvalidInputError("name", 'expected 1 to 64 letters, digits, ".", "_" or "-"')
         self._loading[task] += 1
-        return self._start(self._load(directory, task))
+        return self._start(self._load(directory, task, name, replaces))
 
     def unload(self, name: str) -> asyncio.Future[None]:
         """Take a model out of service, wait for its requests, and free it. Raises ModelNotFoundError. Goes on when its
         caller is cancelled.
         """
-        entry = self.entry(name)
-        self._set_state(entry, State.UNLOADING)
+        found = self.entry(name)
+        if isinstance(found, Down):
+            del self._down[name]  # its restart, if one is under way, finds that nobody wants it
+            self._pass_on_default(found)
+            self.on_change()
+            return found.freed
+        entry = self._entries[name] = replace(found, state=State.UNLOADING)
+        self._pass_on_default(entry)
+        self.on_change()
         return self._start(self._unload(entry))
+
+    def fail(self, entry: Entry) -> Down:
+        """``entry``'s engine is down: from now on its requests are refused. For ``restart`` to bring it back."""
+        entry.model.engine.abandon()  # whoever still waits is told
+        del self._entries[entry.name]
+        self._leaving.append(entry)
+        freed = self._start(self._free(entry, _LET_GO_S))
+        down = Down(entry.name, entry.task, entry.directory, entry.manifest, entry.digest, freed)
+        self._down[entry.name] = down
+        self.on_change()
+        return down
+
+    def restart(self, down: Down) -> asyncio.Future[bool]:
+        """Load a failed model anew; False when it was unloaded or replaced meanwhile. Raises what loading raises."""
+        return self._start(self._restart(down))
 
     async def close(self) -> None:
         """Wait for loads, stop every engine after its current step, and forget the models."""
-        await asyncio.gather(*self._running, return_exceptions=True)
+        while self._running:
+            await asyncio.wait(self._running)
         for entry in self._entries.values():
             await asyncio.to_thread(entry.model.close)
         self._entries.clear()
@@ -145,52 +165,106 @@ class Registry:
         task.add_done_callback(done)
         return asyncio.shield(task)
 
-    async def _load(self, directory: Path, task: Task) -> Entry:
+    async def _load(self, directory: Path, task: Task, name: str, replaces: str) -> Entry:
         try:
             async with self._one_at_a_time:
-                self.before_load([entry.manifest for entry in self.entries()], directory)
-                model = await asyncio.to_thread(self._loader, directory, task, self._settings)
-                name = self._free_name(model.bundle.manifest.name, task)
-                if name is None:
+                self._check_names(task, name, replaces)
+                model = await self._open(directory, task)
+                free = name or replaces or self._free_name(model.bundle.manifest.name, task)
+                if free is None:
                     await asyncio.to_thread(model.close)
                     raise InvalidInputError("bundle", "a model of that name is loaded already")
-                tagger = Tagger(model) if isinstance(model, Generator) else None
-                self._entries[name] = entry = Entry(name, task, model, State.READY, tagger)
+                entry = entry_of(free, task, directory, model)
+                self._put(entry, replaces)
         finally:
             self._loading[task] -= 1
             self.on_change()
         return entry
 
+    async def _restart(self, down: Down) -> bool:
+        await down.freed
+        async with self._one_at_a_time:
+            if self._down.get(down.name) is not down:
+                return False
+            await asyncio.to_thread(gc.collect)  # the dead model's memory, before there is a second one
+            model = await self._open(down.directory, down.task)
+            if self._down.get(down.name) is not down:
+                await asyncio.to_thread(model.close)
+                return False
+            del self._down[down.name]
+            self._entries[down.name] = entry_of(down.name, down.task, down.directory, model)
+        self.on_change()
+        return True
+
+    async def _open(self, directory: Path, task: Task) -> Model:
+        self.before_load([entry.manifest for entry in self.in_memory()], directory)
+        return await asyncio.to_thread(self._loader, directory, task, self._settings)
+
     async def _unload(self, entry: Entry) -> None:
-        while entry.model.engine.alive and entry.model.engine.jobs:
-            await asyncio.sleep(_POLL_S)
-        await asyncio.to_thread(entry.model.close)
-        self._entries.pop(entry.name, None)
+        await self._free(entry)
+        if (now := self._entries.get(entry.name)) is not None and now.model is entry.model:
+            del self._entries[entry.name]
+        self._pass_on_default(entry)
         self.on_change()
 
-    def check_engines(self) -> list[Entry]:
-        """Mark the models whose engine has died as FAILED, and return those that died since the last check."""
-        dead = [e for e in self._entries.values() if e.state is State.READY and not e.model.engine.alive]
-        for entry in dead:
-            self._set_state(entry, State.FAILED)
-        return dead
+    async def _free(self, entry: Entry, within_s: float | None = None) -> None:
+        """Close it once no request uses it any more; after ``within_s`` seconds in any case."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not entry.idle:
+                    await asyncio.sleep(_POLL_S)
+        await asyncio.to_thread(entry.model.close)
+        self._leaving = [other for other in self._leaving if other.model is not entry.model]
 
-    def _serving(self, task: Task, name: str) -> Entry:
-        found = [e for e in self._entries.values() if e.task == task and name in ("", e.name)]
-        ready = next((entry for entry in found if entry.state is State.READY), None)
-        if ready is not None:
-            return ready
-        if found or self._loading[task]:
-            raise UnavailableError(f"the {task} model is not ready")
-        which = "of that name " if name else ""
-        raise ModelNotLoadedError(f"no {task} model {which}is loaded")
+    def _check_names(self, task: Task, name: str, replaces: str) -> None:
+        if replaces:
+            old = self.entry(replaces)
+            if old.task != task:
+                raise InvalidInputError("replace", f"is no {task} model, as the bundle is")
+            if old.state is State.UNLOADING:
+                raise InvalidInputError("replace", "is being unloaded")
+        if name and name != replaces and (name in self._entries or name in self._down):
+            raise InvalidInputError("name", "a model of that name is loaded already")
 
     def _free_name(self, name: str, task: Task) -> str | None:
         """``name``, or with the task when a model of the other task has it; None when its own task has it already."""
-        if any(entry.task == task and entry.manifest.name == name for entry in self._entries.values()):
+        taken: dict[str, Entry | Down] = {**self._entries, **self._down}
+        if name in taken and taken[name].task == task:
             return None
-        return next((free for free in (name, f"{name}-{task}") if free not in self._entries), None)
+        return next((free for free in (name, f"{name}-{task}") if free not in taken), None)
 
-    def _set_state(self, entry: Entry, state: State) -> None:
-        self._entries[entry.name] = replace(entry, state=state)
-        self.on_change()
+    def _put(self, entry: Entry, replaces: str) -> None:
+        """The switch: everything that asks from now on gets the new one."""
+        old = self._entries.pop(replaces, None)
+        self._down.pop(replaces, None)
+        self._entries[entry.name] = entry
+        if self._defaults.setdefault(entry.task, entry.name) == replaces:
+            self._defaults[entry.task] = entry.name
+        if old is not None:
+            self._leaving.append(old)
+            if old.state is not State.UNLOADING:
+                self._start(self._free(old))
+
+    def _pass_on_default(self, leaving: Entry | Down) -> None:
+        """When the default leaves, the oldest other model of its task is the default, if there is one."""
+        name, task = leaving.name, leaving.task
+        if self._defaults.get(task) != name:
+            return
+        models: list[Entry | Down] = [*self._entries.values(), *self._down.values()]
+        others = [model for model in models if model.task == task and model.name != name]
+        staying = [model.name for model in others if model.state is not State.UNLOADING]
+        if staying:
+            self._defaults[task] = staying[0]
+        elif name not in self._entries:
+            del self._defaults[task]
+
+    def _serving(self, task: Task, name: str) -> Entry:
+        name = name or self._defaults.get(task, "")
+        entry = self._entries.get(name)
+        if entry is not None and entry.task == task and entry.state is State.READY:
+            return entry
+        known = entry or self._down.get(name)
+        if (known is not None and known.task == task) or self._loading[task]:
+            raise UnavailableError(f"the {task} model is not ready")
+        which = "of that name " if name else ""
+        raise ModelNotLoadedError(f"no {task} model {which}is loaded")

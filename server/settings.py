@@ -19,7 +19,9 @@ from server.errors import SettingsError
 
 PREFIX = "GUARD_"
 #: Kubernetes puts GUARD_SERVICE_HOST, GUARD_PORT_50051_TCP_ADDR and so on into every pod beside a Service "guard".
-_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
+_KUBERNETES = re.compile(
+    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$"
+)
 _UNIX = ("unix:", "unix-abstract:")
 _HOST_PORT = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 MIB = 1 << 20
@@ -42,7 +44,8 @@ class Settings:
     ``max_queued_mib`` of their text. A token is at least one byte, so the latter bounds tokens too.
 
     Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
-    is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish.
+    is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish. A model
+    whose step takes longer than ``step_timeout_s`` hangs, and the process ends.
 
     Generation: ``max_tokens`` a request may ask for, ``default_max_tokens`` for those that do not say. A reader of a
     stream may lag ``max_unsent_tokens`` behind. Reader or writer of any stream may stall for ``stream_idle_s``.
@@ -69,6 +72,7 @@ class Settings:
     max_deadline_s: float = 600.0
     drain_delay_s: float = 2.0
     grace_s: float = 30.0
+    step_timeout_s: float = 60.0
     max_tokens: int = 4096
     default_max_tokens: int = 256
     max_unsent_tokens: int = 512
@@ -95,22 +99,45 @@ class Settings:
             "max_queued_mib",
             "default_deadline_s",
             "max_deadline_s",
+            "step_timeout_s",
             "stream_idle_s",
             "cache_ttl_s",
         ):
-            _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
+            _check(
+                name, getattr(self, name) > 0, "expected a number above 0"
+            )  # also false for NaN
         for name in ("threads", "drain_delay_s", "grace_s", "cache_entries"):
             _check(name, getattr(self, name) >= 0, "expected 0 or more")
         _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
-        _check("max_queued_mib", self.max_queued_mib >= self.max_message_mib, "expected at least max_message_mib")
-        _check("max_deadline_s", self.max_deadline_s >= self.default_deadline_s, "expected at least default_deadline_s")
-        _check("max_tokens", self.max_tokens >= self.default_max_tokens, "expected at least default_max_tokens")
         _check(
-            "guard", bool(self.guard or self.instruct or self.admin), "no model to serve: set guard, instruct, or both"
+            "max_queued_mib",
+            self.max_queued_mib >= self.max_message_mib,
+            "expected at least max_message_mib",
         )
-        _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
+        _check(
+            "max_deadline_s",
+            self.max_deadline_s >= self.default_deadline_s,
+            "expected at least default_deadline_s",
+        )
+        _check(
+            "max_tokens",
+            self.max_tokens >= self.default_max_tokens,
+            "expected at least default_max_tokens",
+        )
+        _check(
+            "guard",
+            bool(self.guard or self.instruct or self.admin),
+            "no model to serve: set guard, instruct, or both",
+        )
+        _check(
+            "admin",
+            not self.admin or self.model_directory is not None,
+            "needs model_directory",
+        )
         host_port = _HOST_PORT.fullmatch(self.address)
-        good = self.address.startswith(_UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
+        good = self.address.startswith(_UNIX) or (
+            host_port is not None and int(host_port[1]) < 1 << 16
+        )
         _check("address", good, "expected HOST:PORT, [IPV6]:PORT or unix:PATH")
         _check(
             "address",
@@ -121,7 +148,16 @@ class Settings:
     @property
     def engine(self) -> EngineSettings:
         """The part that each model's engine gets."""
-        return EngineSettings(threads=self.threads, max_queued=self.max_queued, kv_bytes=self.kv_cache_mib * MIB)
+        return EngineSettings(
+            threads=self.threads,
+            max_queued=self.max_queued,
+            kv_bytes=self.kv_cache_mib * MIB,
+        )
+
+    @property
+    def longest_stop_s(self) -> float:
+        """Seconds from SIGTERM to the end at the latest: the drain, then steps and loads that cannot be cut short."""
+        return self.drain_delay_s + self.grace_s + 2 * self.step_timeout_s
 
     @property
     def cache(self) -> CacheLimits:
@@ -139,7 +175,9 @@ class Settings:
         return int(self.max_queued_mib * MIB)
 
 
-def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None) -> Settings:
+def load_settings(
+    flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None
+) -> Settings:
     """Settings from all four sources. ``flags`` holds values by field name; None means "not given".
 
     Raises SettingsError naming the unknown or wrong key, and where it came from.
@@ -159,7 +197,11 @@ def is_local(address: str) -> bool:
     """Whether only this machine can reach ``address``."""
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
-        return address.startswith(_UNIX) or host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return (
+            address.startswith(_UNIX)
+            or host == "localhost"
+            or ipaddress.ip_address(host).is_loopback
+        )
     except ValueError:
         return False
 
@@ -197,7 +239,10 @@ def _typed(name: str, value: Any, source: str) -> Any:
     """``value`` as the type of the field ``name``. Text is parsed, as variables have nothing else."""
     kind = _KINDS.get(name)
     if kind is None:
-        raise SettingsError(name, f"there is no such setting (in {source}); there are: {', '.join(_KINDS)}")
+        raise SettingsError(
+            name,
+            f"there is no such setting (in {source}); there are: {', '.join(_KINDS)}",
+        )
     if isinstance(value, str):
         try:
             return _parse(kind, value)
@@ -226,9 +271,17 @@ def _field_kinds() -> dict[str, type]:
     hints = typing.get_type_hints(Settings)
     for field in fields(Settings):
         hint = hints[field.name]
-        kinds[field.name] = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        kinds[field.name] = (
+            typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
+        )
     return kinds
 
 
 _KINDS = _field_kinds()
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}

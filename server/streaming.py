@@ -60,7 +60,9 @@ class Steps:
             raise InvalidInputError("step", "is required")
         size = len(step.text.encode())
         if size > MAX_PIECE_BYTES:
-            raise InvalidInputError("text", f"a piece of {size} bytes, the limit is {MAX_PIECE_BYTES}")
+            raise InvalidInputError(
+                "text", f"a piece of {size} bytes, the limit is {MAX_PIECE_BYTES}"
+            )
         return step.text
 
     def read_ahead(self) -> asyncio.Task[Step | None]:
@@ -70,8 +72,14 @@ class Steps:
 
     def check_nothing_follows(self) -> None:
         """Raises InvalidInputError when a further step has arrived; ``read_ahead`` must have been called."""
-        if self._reading is not None and self._reading.done() and (step := self._reading.result()) is not None:
-            raise InvalidInputError(step.WhichOneof("step") or "step", "comes after finish")
+        if (
+            self._reading is not None
+            and self._reading.done()
+            and (step := self._reading.result()) is not None
+        ):
+            raise InvalidInputError(
+                step.WhichOneof("step") or "step", "comes after finish"
+            )
 
     async def ignore_rest(self) -> None:
         """Drop what is still on its way, until the client closes its side, but not for long.
@@ -128,7 +136,9 @@ class StreamJudge:
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
         self._longest_wait_s: float | None = None
-        self._waiting_since: float | None = None  # loop time; None while all text is judged
+        self._waiting_since: float | None = (
+            None  # loop time; None while all text is judged
+        )
         self._checks = 0
         self._judged = 0  # characters
         self._judged_bytes = 0
@@ -140,21 +150,28 @@ class StreamJudge:
         convert.check_request_id(start.request_id)
         if start.request_id:
             call.current.set(replace(call.current.get(), request_id=start.request_id))
-        applied = convert_policy.applied_policy(start, self._policies, call.current.get().caller)
+        applied = convert_policy.applied_policy(
+            start, self._policies, call.current.get().caller
+        )
         task = convert.stream_task(start, applied.policy)
         self._longest_wait_s = convert.longest_wait_s(start)
         entry, classifier = self._registry.guard(start.model)
-        size = start.ByteSize()
-        session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)
-        try:
-            # A client that waits for this before it sends text is told in time when there is no room for the stream.
-            await sent(self._context.send_initial_metadata(()), self._idle_s)
-            complete = await self._judge(session)
-            judgement = session.result()
-        finally:
-            session.close()
+        with entry.users:
+            size = start.ByteSize()
+            session = await self._submitter.run(
+                size, partial(classifier.stream, task), StreamSession.close
+            )
+            try:
+                # A client that waits for this before it sends text is told in time when there is no room for it.
+                await sent(self._context.send_initial_metadata(()), self._idle_s)
+                complete = await self._judge(session)
+                judgement = session.result()
+            finally:
+                session.close()
         this = call.current.get()
-        result = convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
+        result = convert.classify_response(
+            judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s
+        )
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
         if not complete:
             await self._steps.ignore_rest()
@@ -173,7 +190,9 @@ class StreamJudge:
             if text is not None:
                 session.add(text)
                 self._note_waiting(session)
-            while (action := await self._check(session, session.next_check)) is not None:
+            while (
+                action := await self._check(session, session.next_check)
+            ) is not None:
                 if action is Action.BLOCK:
                     return complete
         self._steps.read_ahead()
@@ -182,7 +201,9 @@ class StreamJudge:
         return True
 
     async def _check(
-        self, session: StreamSession, queue: Callable[[float | None], Ticket[Check] | None]
+        self,
+        session: StreamSession,
+        queue: Callable[[float | None], Ticket[Check] | None],
     ) -> Action | None:
         """Make one check, if one is due, and tell the client; returns what to do."""
         deadline = call.current.get().deadline
@@ -198,7 +219,9 @@ class StreamJudge:
             self._released_bytes = self._judged_bytes
         self._waiting_since = None
         self._note_waiting(session)
-        progress = convert.stream_progress(check, self._checks, self._judged_bytes, self._released_bytes)
+        progress = convert.stream_progress(
+            check, self._checks, self._judged_bytes, self._released_bytes
+        )
         await self._send(moderation_pb2.StreamClassifyResponse(progress=progress))
         return check.action
 

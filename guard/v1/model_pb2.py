@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14guard/v1/model.proto\x12\x08guard.v1\"+\n\rModelCategory\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\";\n\x0bModelSource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"~\n\x0bModelParity\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x01(\x05\x12 \n\x18max_abs_logit_difference\x18\x03 \x01(\x01\x12\x0f\n\x07mean_kl\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\"L\n\x0cVerdictCache\x12\x0c\n\x04hits\x18\x01 \x01(\x03\x12\x0e\n\x06misses\x18\x02 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\"\xa8\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04task\x18\x02 \x01(\x0e\x32\x13.guard.v1.ModelTask\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.guard.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x06 \x01(\x05\x12+\n\ncategories\x18\x07 \x03(\x0b\x32\x17.guard.v1.ModelCategory\x12\"\n\x1asupports_custom_categories\x18\x08 \x01(\x08\x12%\n\x06source\x18\t \x01(\x0b\x32\x15.guard.v1.ModelSource\x12%\n\x06parity\x18\n \x01(\x0b\x32\x15.guard.v1.ModelParity\x12\x17\n\x0fmanifest_sha256\x18\x0b \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x0c \x01(\x03\x12-\n\rverdict_cache\x18\r \x01(\x0b\x32\x16.guard.v1.VerdictCache\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.guard.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.guard.v1.Model\"\"\n\x10LoadModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"3\n\x11LoadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.guard.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*V\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_TASK_GUARD\x10\x01\x12\x17\n\x13MODEL_TASK_INSTRUCT\x10\x02*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x32\xac\x02\n\x0cModelService\x12G\n\nListModels\x12\x1b.guard.v1.ListModelsRequest\x1a\x1c.guard.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.guard.v1.GetModelRequest\x1a\x1a.guard.v1.GetModelResponse\x12\x44\n\tLoadModel\x12\x1a.guard.v1.LoadModelRequest\x1a\x1b.guard.v1.LoadModelResponse\x12J\n\x0bUnloadModel\x12\x1c.guard.v1.UnloadModelRequest\x1a\x1d.guard.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14guard/v1/model.proto\x12\x08guard.v1\"+\n\rModelCategory\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\";\n\x0bModelSource\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\"~\n\x0bModelParity\x12\x11\n\treference\x18\x01 \x01(\t\x12\x11\n\tpositions\x18\x02 \x01(\x05\x12 \n\x18max_abs_logit_difference\x18\x03 \x01(\x01\x12\x0f\n\x07mean_kl\x18\x04 \x01(\x01\x12\x16\n\x0etop1_agreement\x18\x05 \x01(\x01\"L\n\x0cVerdictCache\x12\x0c\n\x04hits\x18\x01 \x01(\x03\x12\x0e\n\x06misses\x18\x02 \x01(\x03\x12\x0f\n\x07\x65ntries\x18\x03 \x01(\x05\x12\r\n\x05\x62ytes\x18\x04 \x01(\x03\"\xe7\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x04task\x18\x02 \x01(\x0e\x32\x13.guard.v1.ModelTask\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.guard.v1.ModelState\x12\x14\n\x0c\x61rchitecture\x18\x04 \x01(\t\x12\x14\n\x0cquantization\x18\x05 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x06 \x01(\x05\x12+\n\ncategories\x18\x07 \x03(\x0b\x32\x17.guard.v1.ModelCategory\x12\"\n\x1asupports_custom_categories\x18\x08 \x01(\x08\x12%\n\x06source\x18\t \x01(\x0b\x32\x15.guard.v1.ModelSource\x12%\n\x06parity\x18\n \x01(\x0b\x32\x15.guard.v1.ModelParity\x12\x17\n\x0fmanifest_sha256\x18\x0b \x01(\t\x12\x1a\n\x12kv_bytes_per_token\x18\x0c \x01(\x03\x12-\n\rverdict_cache\x18\r \x01(\x0b\x32\x16.guard.v1.VerdictCache\x12\x12\n\nis_default\x18\x0e \x01(\x08\x12\x10\n\x08requests\x18\x0f \x01(\x05\x12\x17\n\x0fkv_bytes_in_use\x18\x10 \x01(\x03\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"N\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.guard.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"2\n\x10GetModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.guard.v1.Model\"A\n\x10LoadModelRequest\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07replace\x18\x03 \x01(\t\"3\n\x11LoadModelResponse\x12\x1e\n\x05model\x18\x01 \x01(\x0b\x32\x0f.guard.v1.Model\"\"\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13UnloadModelResponse*V\n\tModelTask\x12\x1a\n\x16MODEL_TASK_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_TASK_GUARD\x10\x01\x12\x17\n\x13MODEL_TASK_INSTRUCT\x10\x02*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x04\x32\xac\x02\n\x0cModelService\x12G\n\nListModels\x12\x1b.guard.v1.ListModelsRequest\x1a\x1c.guard.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.guard.v1.GetModelRequest\x1a\x1a.guard.v1.GetModelResponse\x12\x44\n\tLoadModel\x12\x1a.guard.v1.LoadModelRequest\x1a\x1b.guard.v1.LoadModelResponse\x12J\n\x0bUnloadModel\x12\x1c.guard.v1.UnloadModelRequest\x1a\x1d.guard.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guard.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELTASK']._serialized_start=1146
-  _globals['_MODELTASK']._serialized_end=1232
-  _globals['_MODELSTATE']._serialized_start=1235
-  _globals['_MODELSTATE']._serialized_end=1375
+  _globals['_MODELTASK']._serialized_start=1240
+  _globals['_MODELTASK']._serialized_end=1326
+  _globals['_MODELSTATE']._serialized_start=1329
+  _globals['_MODELSTATE']._serialized_end=1469
   _globals['_MODELCATEGORY']._serialized_start=34
   _globals['_MODELCATEGORY']._serialized_end=77
   _globals['_MODELSOURCE']._serialized_start=79
@@ -44,23 +44,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERDICTCACHE']._serialized_start=268
   _globals['_VERDICTCACHE']._serialized_end=344
   _globals['_MODEL']._serialized_start=347
-  _globals['_MODEL']._serialized_end=771
-  _globals['_LISTMODELSREQUEST']._serialized_start=773
-  _globals['_LISTMODELSREQUEST']._serialized_end=831
-  _globals['_LISTMODELSRESPONSE']._serialized_start=833
-  _globals['_LISTMODELSRESPONSE']._serialized_end=911
-  _globals['_GETMODELREQUEST']._serialized_start=913
-  _globals['_GETMODELREQUEST']._serialized_end=944
-  _globals['_GETMODELRESPONSE']._serialized_start=946
-  _globals['_GETMODELRESPONSE']._serialized_end=996
-  _globals['_LOADMODELREQUEST']._serialized_start=998
-  _globals['_LOADMODELREQUEST']._serialized_end=1032
-  _globals['_LOADMODELRESPONSE']._serialized_start=1034
-  _globals['_LOADMODELRESPONSE']._serialized_end=1085
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1087
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1121
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1123
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1144
-  _globals['_MODELSERVICE']._serialized_start=1378
-  _globals['_MODELSERVICE']._serialized_end=1678
+  _globals['_MODEL']._serialized_end=834
+  _globals['_LISTMODELSREQUEST']._serialized_start=836
+  _globals['_LISTMODELSREQUEST']._serialized_end=894
+  _globals['_LISTMODELSRESPONSE']._serialized_start=896
+  _globals['_LISTMODELSRESPONSE']._serialized_end=974
+  _globals['_GETMODELREQUEST']._serialized_start=976
+  _globals['_GETMODELREQUEST']._serialized_end=1007
+  _globals['_GETMODELRESPONSE']._serialized_start=1009
+  _globals['_GETMODELRESPONSE']._serialized_end=1059
+  _globals['_LOADMODELREQUEST']._serialized_start=1061
+  _globals['_LOADMODELREQUEST']._serialized_end=1126
+  _globals['_LOADMODELRESPONSE']._serialized_start=1128
+  _globals['_LOADMODELRESPONSE']._serialized_end=1179
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1181
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1215
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1217
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1238
+  _globals['_MODELSERVICE']._serialized_start=1472
+  _globals['_MODELSERVICE']._serialized_end=1772
 # @@protoc_insertion_point(module_scope)

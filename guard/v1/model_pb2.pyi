@@ -74,7 +74,7 @@ class VerdictCache(_message.Message):
     def __init__(self, hits: _Optional[int] = ..., misses: _Optional[int] = ..., entries: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "task", "state", "architecture", "quantization", "max_context_tokens", "categories", "supports_custom_categories", "source", "parity", "manifest_sha256", "kv_bytes_per_token", "verdict_cache")
+    __slots__ = ("name", "task", "state", "architecture", "quantization", "max_context_tokens", "categories", "supports_custom_categories", "source", "parity", "manifest_sha256", "kv_bytes_per_token", "verdict_cache", "is_default", "requests", "kv_bytes_in_use")
     NAME_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,9 @@ class Model(_message.Message):
     MANIFEST_SHA256_FIELD_NUMBER: _ClassVar[int]
     KV_BYTES_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
     VERDICT_CACHE_FIELD_NUMBER: _ClassVar[int]
+    IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    KV_BYTES_IN_USE_FIELD_NUMBER: _ClassVar[int]
     name: str
     task: ModelTask
     state: ModelState
@@ -101,7 +104,10 @@ class Model(_message.Message):
     manifest_sha256: str
     kv_bytes_per_token: int
     verdict_cache: VerdictCache
-    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[ModelTask, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., categories: _Optional[_Iterable[_Union[ModelCategory, _Mapping]]] = ..., supports_custom_categories: _Optional[bool] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., parity: _Optional[_Union[ModelParity, _Mapping]] = ..., manifest_sha256: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., verdict_cache: _Optional[_Union[VerdictCache, _Mapping]] = ...) -> None: ...
+    is_default: bool
+    requests: int
+    kv_bytes_in_use: int
+    def __init__(self, name: _Optional[str] = ..., task: _Optional[_Union[ModelTask, str]] = ..., state: _Optional[_Union[ModelState, str]] = ..., architecture: _Optional[str] = ..., quantization: _Optional[str] = ..., max_context_tokens: _Optional[int] = ..., categories: _Optional[_Iterable[_Union[ModelCategory, _Mapping]]] = ..., supports_custom_categories: _Optional[bool] = ..., source: _Optional[_Union[ModelSource, _Mapping]] = ..., parity: _Optional[_Union[ModelParity, _Mapping]] = ..., manifest_sha256: _Optional[str] = ..., kv_bytes_per_token: _Optional[int] = ..., verdict_cache: _Optional[_Union[VerdictCache, _Mapping]] = ..., is_default: _Optional[bool] = ..., requests: _Optional[int] = ..., kv_bytes_in_use: _Optional[int] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ("page_size", "page_token")
@@ -132,10 +138,14 @@ class GetModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("bundle",)
+    __slots__ = ("bundle", "name", "replace")
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REPLACE_FIELD_NUMBER: _ClassVar[int]
     bundle: str
-    def __init__(self, bundle: _Optional[str] = ...) -> None: ...
+    name: str
+    replace: str
+    def __init__(self, bundle: _Optional[str] = ..., name: _Optional[str] = ..., replace: _Optional[str] = ...) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("model",)

@@ -82,7 +82,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadModel(self, request, context):
-        """Loads an exported bundle that lies in the server's model directory. Answers when the model is ready. Admin.
+        """Loads an exported bundle that lies in the server's model directory, beside the others or in the place of one. Answers
+        when the model is ready. Admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class FakeModels:
     step_seconds: float = 0.0
     fail: bool = False
     says: list[str] = field(default_factory=list)
+    #: What happens in the model step that reads a text with the mark.
+    faults: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     runners: dict[Task, FakeRunner] = field(default_factory=dict)
 
     def __call__(self, directory: Path, task: Task, settings: EngineSettings) -> Model:
@@ -46,9 +48,22 @@ class FakeModels:
         bundle = write_bundle(self.directory / directory.name, task)
         tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
         answers = guard_answers(tokenizer) if task == "guard" else instruct_answers(tokenizer, self.says)
-        runner = self.runners[task] = FakeRunner(answers, step_seconds=self.step_seconds)
+        marks = [(_ids(tokenizer, mark), fault) for mark, fault in self.faults.items()]
+
+        def answer(seen: tuple[int, ...]) -> Float32:
+            for mark, fault in marks:
+                if _contains(seen, mark):
+                    fault()
+            return answers(seen)
+
+        runner = self.runners[task] = FakeRunner(answer, step_seconds=self.step_seconds)
         engine = Engine(runner, settings, task)
         return Classifier(bundle, runner, engine) if task == "guard" else Generator(bundle, runner, engine)
+
+
+def crash() -> None:
+    """A fault: the engine's thread dies."""
+    raise SystemExit
 
 
 class guard_answers:  # noqa: N801 - used like a function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,23 @@ async def test_health_answers_while_the_engine_is_saturated(models: FakeModels) 
         await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_an_engine_that_dies_is_noticed(models: FakeModels) -> None:
-    async with running(models) as server:
+async def test_an_engine_that_dies_is_noticed_and_restarted(models: FakeModels) -> None:
+    free = threading.Event()
+    free.set()
+
+    def waits(directory: Path, task: Task, settings: EngineSettings) -> Model:
+        assert free.wait(5)
+        return models(directory, task, settings)
+
+    async with running(waits) as server:
         _, classifier = server.app.registry.guard()
+        free.clear()
         await asyncio.to_thread(classifier.engine.close)
-        assert await asyncio.wait_for(server.app.engine_death(), 5) == "tiny-guard"
+        await until(lambda: not server.app.registry.serves("guard"))
         assert [await server.serving(service) for service in SERVICES] == [False, False, True, True]
         answer = await refused(server.moderation.Classify(question("x")))
-        assert answer.code is grpc.StatusCode.UNAVAILABLE
+        assert (answer.code, answer.retry_after_s) == (grpc.StatusCode.UNAVAILABLE, 1.0)
+        free.set()
+        await until(lambda: server.app.registry.serves("guard"))
+        assert [await server.serving(service) for service in SERVICES] == [True] * 4
+        assert (await server.moderation.Classify(question("x"))).verdict

@@ -12,6 +12,7 @@ from guard.engine.settings import EngineSettings
 from guard.errors import BundleError, InvalidInputError, ModelNotLoadedError, UnavailableError
 from server.registry import Model, Registry, State
 from tests.contract.fakes import FakeModels
+from tests.contract.running import until
 
 
 async def test_one_checkpoint_as_guard_and_as_instruct_has_two_names(tmp_path: Path) -> None:
@@ -42,9 +43,9 @@ async def test_states_while_loading(tmp_path: Path) -> None:
         return fakes(directory, task, settings)
 
     registry = Registry(EngineSettings(), waits)
-    registry.on_change = lambda: changes.append(registry.settled)
+    registry.on_change = lambda: changes.append(registry.serves("guard"))
     loading = registry.load(Path("a"), "guard")
-    assert not registry.settled
+    assert not registry.serves("guard")
     with pytest.raises(UnavailableError, match="not ready"):
         registry.guard()
     with pytest.raises(ModelNotLoadedError):
@@ -73,8 +74,7 @@ async def test_a_load_outlives_its_caller(tmp_path: Path) -> None:
     left.cancel()
     await asyncio.gather(left, return_exceptions=True)
     free.set()
-    await asyncio.sleep(0.1)
-    assert registry.serves("guard")
+    await until(lambda: registry.serves("guard"))
     _, classifier = registry.guard()
     await registry.close()
     assert not classifier.engine.alive
@@ -84,7 +84,6 @@ async def test_a_failed_load_leaves_nothing(tmp_path: Path) -> None:
     registry = Registry(EngineSettings(), FakeModels(tmp_path, fail=True))
     with pytest.raises(BundleError):
         await registry.load(Path("a"), "guard")
-    assert registry.settled
-    assert registry.entries() == []
+    assert registry.listed() == []
     with pytest.raises(ModelNotLoadedError):
         registry.guard()
