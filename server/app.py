@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from guard.bundle.manifest import Task
 from guard.cache import CacheLimits, VerdictCache
 from guard.classifier import Classifier
+from guard.engine.settings import EngineSettings
 from guard.errors import GuardError
 from guard.policies import PolicyBook
 from guard.v1 import (
@@ -22,9 +26,7 @@ from guard.v1 import (
     moderation_pb2,
     moderation_pb2_grpc,
 )
-
-from guard.engine.settings import EngineSettings
-from server import log
+from server import log, start
 from server.drain import StopRequest, drain
 from server.errors import SettingsError
 from server.generation import GenerationService
@@ -35,14 +37,19 @@ from server.interceptors.admission import AdmissionInterceptor
 from server.interceptors.deadline import DeadlineInterceptor
 from server.interceptors.decode import DecodeInterceptor
 from server.interceptors.errors import ErrorInterceptor
+from server.interceptors.telemetry import TelemetryInterceptor
 from server.limits import Gate, Limits
 from server.models import ModelService
 from server.moderation import ModerationService
 from server.policies import check_policies, load_policies
 from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
+from server.telemetry.telemetry import Telemetry
 from server.tickets import Submitter
 from server.watchdog import DeadMan, Watchdog, leave
+
+if TYPE_CHECKING:  # OpenTelemetry is an extra
+    from server.telemetry.tracing import Tracing
 
 MODERATION = moderation_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -54,20 +61,20 @@ BROKEN_GRACE_S = 5.0
 class App:
     """One server and its parts. ``start``, then ``load``; ``stop`` ends it. Raises SettingsError for its policies."""
 
-    def __init__(self, settings: Settings, loader: Loader = load_model) -> None:
+    def __init__(self, settings: Settings, loader: Loader = load_model, tracing: Tracing | None = None) -> None:
+        """``tracing``: instead of that of the settings."""
         self.settings = settings
         self.policies = load_policies(settings.policies)
         self._watchdog: asyncio.Task[None] | None = None
-        self.registry = Registry(
-            settings.engine, _prepared(loader, self.policies, settings.cache)
-        )
-        self.registry.on_change = self._update_health
+        self.registry = Registry(settings.engine, _prepared(self._timed(loader), self.policies, settings.cache))
+        self.registry.on_change = self._models_changed
         self.health = Health(["", MODERATION, GENERATION, MODELS])
         self.gates = {
             service: Gate(Limits(settings.max_requests, settings.max_queued_bytes))
             for service in (MODERATION, GENERATION)
         }
         self.address = settings.address
+        self.telemetry = Telemetry(settings.telemetry, settings.audit, self.gates, tracing)
         self._submitter = Submitter()
         self._loaded = False
         self._server = self._build()
@@ -77,16 +84,13 @@ class App:
         try:
             port = self._server.add_insecure_port(self.address)
         except RuntimeError:
-            problem = (
-                "cannot listen there: it is in use, or not an address of this machine"
-            )
+            problem = "cannot listen there: it is in use, or not an address of this machine"
             raise SettingsError("address", problem) from None
         if not self.address.startswith("unix"):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        self.telemetry.start()
         await self._server.start()
-        self._watchdog = asyncio.create_task(
-            Watchdog(self.registry, self.settings.step_timeout_s).run()
-        )
+        self._watchdog = asyncio.create_task(Watchdog(self.registry, self.settings.step_timeout_s).run())
         log.event(logging.INFO, "listening", address=self.address)
 
     async def load(self) -> None:
@@ -109,11 +113,7 @@ class App:
     @property
     def broken(self) -> bool:
         """Whether an engine hangs, or died too often."""
-        return (
-            self._watchdog is not None
-            and self._watchdog.done()
-            and not self._watchdog.cancelled()
-        )
+        return self._watchdog is not None and self._watchdog.done() and not self._watchdog.cancelled()
 
     async def break_down(self) -> None:
         """Wait until it is broken."""
@@ -122,18 +122,13 @@ class App:
 
     async def stop(self, request: StopRequest) -> None:
         """Drain and free everything. Whoever is still served when it is broken has a few seconds at most."""
-        grace_s = (
-            min(self.settings.grace_s, BROKEN_GRACE_S)
-            if self.broken
-            else self.settings.grace_s
-        )
-        await drain(
-            self._server, self.health, request, self.settings.drain_delay_s, grace_s
-        )
+        grace_s = min(self.settings.grace_s, BROKEN_GRACE_S) if self.broken else self.settings.grace_s
+        await drain(self._server, self.health, request, self.settings.drain_delay_s, grace_s)
         if self._watchdog is not None and not self.broken:
             self._watchdog.cancel()
         await self.registry.close()
         self._submitter.close()
+        await self.telemetry.stop()
         log.event(logging.INFO, "stopped")
 
     def _build(self) -> grpc.aio.Server:
@@ -141,30 +136,38 @@ class App:
         server = grpc.aio.server(
             interceptors=[
                 AccessLogInterceptor(settings.access_log),
+                TelemetryInterceptor(self.telemetry),
                 DecodeInterceptor(),
                 ErrorInterceptor(),
-                DeadlineInterceptor(
-                    settings.default_deadline_s, settings.max_deadline_s
-                ),
+                DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
                 AdmissionInterceptor(self.gates),
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(
-            self.registry, self._submitter, self.policies, settings.stream_idle_s
-        )
+        moderation = ModerationService(self.registry, self._submitter, self.policies, settings.stream_idle_s)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
-        generation = GenerationService(
-            self.registry, self._submitter, self.policies, settings
-        )
+        generation = GenerationService(self.registry, self._submitter, self.policies, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelService(self.registry, settings), server
-        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(services, server)
         return server
+
+    def _timed(self, loader: Loader) -> Loader:
+        """``loader``, whose times are a metric."""
+
+        def load(directory: Path, task: Task, settings: EngineSettings) -> Model:
+            began = time.monotonic()
+            model = loader(directory, task, settings)
+            self.telemetry.loaded(model.bundle.digest, time.monotonic() - began)
+            return model
+
+        return load
+
+    def _models_changed(self) -> None:
+        self.telemetry.models_changed(self.registry.entries())
+        self._update_health()
 
     def _update_health(self) -> None:
         self.health.set(MODERATION, self.registry.serves("guard"))
@@ -187,9 +190,7 @@ async def serve(settings: Settings, loader: Loader = load_model) -> int:
     stopping = asyncio.create_task(stop.wait())
     breaking = asyncio.create_task(app.break_down())
     failed = False
-    await asyncio.wait(
-        {loading, stopping, breaking}, return_when=asyncio.FIRST_COMPLETED
-    )
+    await asyncio.wait({loading, stopping, breaking}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done() and (error := loading.exception()) is not None:
         if isinstance(error, GuardError):
             log.event(logging.ERROR, "load_failed", message=str(error))
@@ -211,7 +212,7 @@ async def serve(settings: Settings, loader: Loader = load_model) -> int:
 
 def run(settings: Settings) -> int:
     """``serve`` in a process of its own, with logs as JSON lines on standard error."""
-    log.configure()
+    start.begin(settings)
     return leave(asyncio.run(serve(settings)))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import grpc.aio
 
+from guard.conversation import Target
 from guard.engine.sampler import SamplingParams
 from guard.generation import Generation
-from guard.pipeline import GuardedGeneration, GuardedGenerator
+from guard.pipeline import GuardedGeneration, GuardedGenerator, guard_turns
 from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import (
@@ -25,7 +27,8 @@ from server import (
 )
 from server.convert_generation import GenerateRequest
 from server.feed import Feed, Piece, sent
-from server.registry import Registry
+from server.observer import Judged
+from server.registry import Entry, Registry
 from server.settings import Settings
 from server.tickets import Submitter, Ticket
 
@@ -38,30 +41,35 @@ class _Submitted:
 
     model: str
     ticket: Ticket[Any]  # of a Generation; with a guard, of a GuardedGeneration
-    guard: str = ""
+    guard: Entry | None = None
     applied: NamedPolicy | None = None
+    question: str = field(default="", repr=False)  # what the guard judges of the prompt
 
     async def result(self) -> Generation:
-        """Wait for it; raises what it ended with."""
+        """Wait for it, and tell the call's observer; raises what it ended with."""
         generation: Generation = await tickets.result(self.ticket)
+        observer = call.current.get().observer
+        observer.generated(generation, self.model, self.ticket.submitted, self.first_token_s(generation))
+        if self.applied is not None and self.guard is not None and isinstance(generation, GuardedGeneration):
+            request_id = call.current.get().request_id
+            found = [(generation.input, Target.PROMPT, self.question)]
+            found += zip(generation.outputs, repeat(Target.RESPONSE), generation.judged, strict=False)
+            for judgement, target, text in found:
+                if judgement is not None:
+                    judged = Judged(judgement, target, self.applied, self.guard, request_id, text)
+                    await observer.judged(judged)
         return generation
 
     def first_token_s(self, generation: Generation) -> float:
         """Seconds from the call's arrival to the first token; the engine counts from submission."""
-        return (
-            self.ticket.submitted
-            - call.current.get().started
-            + generation.first_token_s
-        )
+        return self.ticket.submitted - call.current.get().started + generation.first_token_s
 
     def found(self, generation: Generation) -> generation_pb2.ModerationResult | None:
         """What the guard found; None when it was not asked."""
-        if self.applied is None or not isinstance(generation, GuardedGeneration):
+        if self.applied is None or self.guard is None or not isinstance(generation, GuardedGeneration):
             return None
-        this = call.current.get()
-        return convert_guarded.moderation_result(
-            generation, self.applied, self.guard, this.request_id, this.elapsed_s
-        )
+        this, guard = call.current.get(), self.guard.name
+        return convert_guarded.moderation_result(generation, self.applied, guard, this.request_id, this.elapsed_s)
 
 
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
@@ -110,11 +118,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         with ExitStack() as using:
             submitted = await self._submit(request, feed, using)
             using.callback(submitted.ticket.cancel)
-            await write(
-                generation_pb2.StreamGenerateResponse(
-                    request_id=this.request_id, model=submitted.model
-                )
-            )
+            await write(generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=submitted.model))
             pieces: list[Piece] = []
             while ready := await feed.take():
                 for piece in ready:
@@ -122,9 +126,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 pieces += ready
             generation = await submitted.result()
             first_token_s = submitted.first_token_s(generation)
-            *ends, last = convert_generation.last_stream_responses(
-                generation, pieces, first_token_s, this.elapsed_s
-            )
+            *ends, last = convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s)
             if (found := submitted.found(generation)) is not None:
                 last.moderation.CopyFrom(found)
             for end in (*ends, last):
@@ -137,18 +139,13 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         this = call.current.get()
         entry, tagger = self._registry.tagger(request.model)
         with entry.users:
-            submission = partial(
-                tagger.submit, convert_tag.tag_task(request), this.deadline
-            )
+            submission = partial(tagger.submit, convert_tag.tag_task(request), this.deadline)
             ticket = await self._submitter.submit(request.ByteSize(), submission)
             tagging = await tickets.result(ticket)
-        return convert_tag.tag_response(
-            tagging, entry.name, this.request_id, this.elapsed_s
-        )
+        this.observer.tagged(tagging, entry.name)
+        return convert_tag.tag_response(tagging, entry.name, this.request_id, this.elapsed_s)
 
-    async def _submit(
-        self, request: GenerateRequest, feed: Feed | None, using: ExitStack
-    ) -> _Submitted:
+    async def _submit(self, request: GenerateRequest, feed: Feed | None, using: ExitStack) -> _Submitted:
         """Submit the request, its text going to ``feed``. Its models are kept until ``using`` is left."""
         entry, generator = self._registry.instruct(request.model)
         using.enter_context(entry.users)
@@ -156,40 +153,28 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         context_tokens = entry.manifest.shape.max_positions
         task = convert_generation.generate_task(
             request,
-            SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k)
-            if defaults
-            else SamplingParams(),
-            default_max_tokens=min(
-                settings.default_max_tokens, max(1, context_tokens // 2)
-            ),
+            SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k) if defaults else SamplingParams(),
+            default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),
             max_tokens=settings.max_tokens,
         )
         this = call.current.get()
         push = feed.push if feed else lambda delta: None
-        submit: Callable[[], Ticket[Any]] = partial(
-            generator.submit, task, push, this.deadline
-        )
-        guard, applied = "", None
+        submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, this.deadline)
+        guard, applied, question = None, None, ""
         with convert_guarded.paths_of_the_request():
             if request.HasField("moderation"):
-                applied = convert_policy.applied_policy(
-                    request.moderation, self._policies, this.caller
-                )
-                moderation = convert_guarded.moderation(
-                    request.moderation, applied.policy
-                )
-                guard_entry, classifier = self._registry.guard(request.moderation.model)
-                using.enter_context(guard_entry.users)
-                guard = guard_entry.name
+                applied = convert_policy.applied_policy(request.moderation, self._policies, this.caller)
+                moderation = convert_guarded.moderation(request.moderation, applied.policy)
+                guard, classifier = self._registry.guard(request.moderation.model)
+                using.enter_context(guard.users)
+                question = "".join(turn.content for turn in guard_turns(task)[-1:])
                 guarded = GuardedGenerator(generator, classifier)
                 submit = partial(guarded.submit, task, moderation, push, this.deadline)
                 if feed is not None:
                     # The guard lets go of text in bulk: how much of it waits says nothing about the reader.
-                    feed.max_tokens = max(
-                        feed.max_tokens, task.choices * task.max_tokens
-                    )
+                    feed.max_tokens = max(feed.max_tokens, task.choices * task.max_tokens)
             ticket = await self._submitter.submit(request.ByteSize(), submit)
         if feed is not None:
             feed.stop = ticket.cancel
             ticket.future.add_done_callback(lambda _: feed.finish())
-        return _Submitted(entry.name, ticket, guard, applied)
+        return _Submitted(entry.name, ticket, guard, applied, question)

@@ -15,6 +15,7 @@ from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import moderation_pb2, moderation_pb2_grpc
 from server import call, convert, convert_policy, status, tickets
 from server.call import Call
+from server.observer import Judged
 from server.registry import Registry
 from server.streaming import Steps, StreamJudge
 from server.tickets import Submitter
@@ -54,27 +55,18 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         this = call.current.get()
         convert.check_request_id(request.request_id)
         if not 1 <= len(request.requests) <= MAX_BATCH:
-            raise InvalidInputError(
-                "requests", f"{len(request.requests)} items, expected 1 to {MAX_BATCH}"
-            )
+            raise InvalidInputError("requests", f"{len(request.requests)} items, expected 1 to {MAX_BATCH}")
         window = asyncio.Semaphore(_BATCH_WINDOW)
 
-        async def item(
-            index: int, question: moderation_pb2.ClassifyRequest
-        ) -> moderation_pb2.BatchClassifyResult:
+        async def item(index: int, question: moderation_pb2.ClassifyRequest) -> moderation_pb2.BatchClassifyResult:
             async with window:
                 own_id = (
-                    question.request_id
-                    if call.is_request_id(question.request_id)
-                    else f"{this.request_id}.{index}"
+                    question.request_id if call.is_request_id(question.request_id) else f"{this.request_id}.{index}"
                 )
                 return await self._outcome(question, replace(this, request_id=own_id))
 
         async with asyncio.TaskGroup() as group:
-            items = [
-                group.create_task(item(*numbered))
-                for numbered in enumerate(request.requests)
-            ]
+            items = [group.create_task(item(*numbered)) for numbered in enumerate(request.requests)]
         return moderation_pb2.BatchClassifyResponse(
             request_id=this.request_id,
             results=[task.result() for task in items],
@@ -107,27 +99,20 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         default = self._policies.policy_for(call.current.get().caller).name
         return moderation_pb2.ListPoliciesResponse(
             policies=[
-                convert_policy.named_policy(
-                    NamedPolicy(name, policy), is_default=name == default
-                )
+                convert_policy.named_policy(NamedPolicy(name, policy), is_default=name == default)
                 for name, policy in sorted(self._policies.policies.items())
             ]
         )
 
-    async def _outcome(
-        self, request: moderation_pb2.ClassifyRequest, this: Call
-    ) -> moderation_pb2.BatchClassifyResult:
+    async def _outcome(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.BatchClassifyResult:
         try:
-            return moderation_pb2.BatchClassifyResult(
-                response=await self._classify(request, this)
-            )
+            return moderation_pb2.BatchClassifyResult(response=await self._classify(request, this))
         except GuardError as error:
+            this.observer.failed(error.reason)
             found = status.failure(error, this.request_id)
             return moderation_pb2.BatchClassifyResult(error=status.item_error(found))
 
-    async def _classify(
-        self, request: moderation_pb2.ClassifyRequest, this: Call
-    ) -> moderation_pb2.ClassifyResponse:
+    async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
         applied = convert_policy.applied_policy(request, self._policies, this.caller)
         task = convert.classify_task(request, applied.policy)
         entry, classifier = self._registry.guard(request.model)
@@ -135,6 +120,6 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
             submission = partial(classifier.submit, task, this.deadline)
             ticket = await self._submitter.submit(request.ByteSize(), submission)
             judgement = await tickets.result(ticket)
-        return convert.classify_response(
-            judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s
-        )
+        text = task.conversation.messages[-1].content
+        await this.observer.judged(Judged(judgement, task.target, applied, entry, this.request_id, text))
+        return convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)

@@ -16,12 +16,11 @@ import yaml
 from guard.cache import CacheLimits
 from guard.engine.settings import EngineSettings
 from server.errors import SettingsError
+from server.telemetry.settings import AuditSettings, TelemetrySettings
 
 PREFIX = "GUARD_"
 #: Kubernetes puts GUARD_SERVICE_HOST, GUARD_PORT_50051_TCP_ADDR and so on into every pod beside a Service "guard".
-_KUBERNETES = re.compile(
-    r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$"
-)
+_KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
 _UNIX = ("unix:", "unix-abstract:")
 _HOST_PORT = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 MIB = 1 << 20
@@ -53,7 +52,12 @@ class Settings:
     Moderation: ``policies`` is a YAML file of named policies. ``cache_entries`` verdicts of each guard model, of
     ``cache_mib`` together, are kept for ``cache_ttl_s`` seconds; 0 entries keep none.
 
-    Logs: ``access_log`` writes one JSON line a request.
+    Logs: ``access_log`` writes one JSON line a request. ``audit_file`` takes a line for each verdict, its text hashed
+    under the key in ``audit_key_file``; it is replaced at ``audit_max_mib``, ``audit_keep`` old ones stay, and
+    ``audit_fsync`` waits for the disk. With ``audit_required`` a verdict that cannot be recorded is not given.
+
+    Telemetry: ``metrics_address`` (HOST:PORT or off) serves Prometheus. ``trace_endpoint`` (http://HOST:PORT, https://
+    or off) gets OpenTelemetry spans, of ``trace_ratio`` of the calls whose callers do not trace them.
     """
 
     guard: Path | None = None
@@ -82,6 +86,15 @@ class Settings:
     cache_mib: int = 16
     cache_ttl_s: float = 600.0
     access_log: bool = True
+    audit_file: Path | None = None
+    audit_key_file: Path | None = None
+    audit_required: bool = True
+    audit_max_mib: int = 64
+    audit_keep: int = 10
+    audit_fsync: bool = False
+    metrics_address: str = "off"
+    trace_endpoint: str = "off"
+    trace_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,6 +105,7 @@ class Settings:
             "default_max_tokens",
             "max_unsent_tokens",
             "cache_mib",
+            "audit_max_mib",
         ):
             _check(name, getattr(self, name) >= 1, "expected at least 1")
         for name in (
@@ -103,10 +117,8 @@ class Settings:
             "stream_idle_s",
             "cache_ttl_s",
         ):
-            _check(
-                name, getattr(self, name) > 0, "expected a number above 0"
-            )  # also false for NaN
-        for name in ("threads", "drain_delay_s", "grace_s", "cache_entries"):
+            _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
+        for name in ("threads", "drain_delay_s", "grace_s", "cache_entries", "audit_keep"):
             _check(name, getattr(self, name) >= 0, "expected 0 or more")
         _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
         _check(
@@ -134,10 +146,9 @@ class Settings:
             not self.admin or self.model_directory is not None,
             "needs model_directory",
         )
+        self.telemetry  # noqa: B018 - checks itself
         host_port = _HOST_PORT.fullmatch(self.address)
-        good = self.address.startswith(_UNIX) or (
-            host_port is not None and int(host_port[1]) < 1 << 16
-        )
+        good = self.address.startswith(_UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
         _check("address", good, "expected HOST:PORT, [IPV6]:PORT or unix:PATH")
         _check(
             "address",
@@ -160,6 +171,25 @@ class Settings:
         return self.drain_delay_s + self.grace_s + 2 * self.step_timeout_s
 
     @property
+    def audit(self) -> AuditSettings | None:
+        """The part that the audit log gets; None without one."""
+        if self.audit_file is None:
+            return None
+        return AuditSettings(
+            file=self.audit_file,
+            key_file=self.audit_key_file,
+            required=self.audit_required,
+            max_bytes=self.audit_max_mib * MIB,
+            keep=self.audit_keep,
+            fsync=self.audit_fsync,
+        )
+
+    @property
+    def telemetry(self) -> TelemetrySettings:
+        """The part that telemetry gets."""
+        return TelemetrySettings(self.metrics_address, self.trace_endpoint, self.trace_ratio, self.allow_insecure)
+
+    @property
     def cache(self) -> CacheLimits:
         """The part that each guard model's verdict cache gets."""
         return CacheLimits(self.cache_entries, self.cache_mib * MIB, self.cache_ttl_s)
@@ -175,9 +205,7 @@ class Settings:
         return int(self.max_queued_mib * MIB)
 
 
-def load_settings(
-    flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None
-) -> Settings:
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None) -> Settings:
     """Settings from all four sources. ``flags`` holds values by field name; None means "not given".
 
     Raises SettingsError naming the unknown or wrong key, and where it came from.
@@ -197,11 +225,7 @@ def is_local(address: str) -> bool:
     """Whether only this machine can reach ``address``."""
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
     try:
-        return (
-            address.startswith(_UNIX)
-            or host == "localhost"
-            or ipaddress.ip_address(host).is_loopback
-        )
+        return address.startswith(_UNIX) or host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -271,9 +295,7 @@ def _field_kinds() -> dict[str, type]:
     hints = typing.get_type_hints(Settings)
     for field in fields(Settings):
         hint = hints[field.name]
-        kinds[field.name] = (
-            typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
-        )
+        kinds[field.name] = typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
     return kinds
 
 

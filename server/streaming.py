@@ -20,6 +20,7 @@ from guard.verdict import Action
 from server import call, convert, convert_policy, tickets
 from server.errors import IdleStreamError
 from server.feed import sent
+from server.observer import Judged
 from server.registry import Registry
 from server.tickets import Submitter
 
@@ -60,9 +61,7 @@ class Steps:
             raise InvalidInputError("step", "is required")
         size = len(step.text.encode())
         if size > MAX_PIECE_BYTES:
-            raise InvalidInputError(
-                "text", f"a piece of {size} bytes, the limit is {MAX_PIECE_BYTES}"
-            )
+            raise InvalidInputError("text", f"a piece of {size} bytes, the limit is {MAX_PIECE_BYTES}")
         return step.text
 
     def read_ahead(self) -> asyncio.Task[Step | None]:
@@ -72,14 +71,8 @@ class Steps:
 
     def check_nothing_follows(self) -> None:
         """Raises InvalidInputError when a further step has arrived; ``read_ahead`` must have been called."""
-        if (
-            self._reading is not None
-            and self._reading.done()
-            and (step := self._reading.result()) is not None
-        ):
-            raise InvalidInputError(
-                step.WhichOneof("step") or "step", "comes after finish"
-            )
+        if self._reading is not None and self._reading.done() and (step := self._reading.result()) is not None:
+            raise InvalidInputError(step.WhichOneof("step") or "step", "comes after finish")
 
     async def ignore_rest(self) -> None:
         """Drop what is still on its way, until the client closes its side, but not for long.
@@ -136,9 +129,7 @@ class StreamJudge:
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
         self._longest_wait_s: float | None = None
-        self._waiting_since: float | None = (
-            None  # loop time; None while all text is judged
-        )
+        self._waiting_since: float | None = None  # loop time; None while all text is judged
         self._checks = 0
         self._judged = 0  # characters
         self._judged_bytes = 0
@@ -150,17 +141,13 @@ class StreamJudge:
         convert.check_request_id(start.request_id)
         if start.request_id:
             call.current.set(replace(call.current.get(), request_id=start.request_id))
-        applied = convert_policy.applied_policy(
-            start, self._policies, call.current.get().caller
-        )
+        applied = convert_policy.applied_policy(start, self._policies, call.current.get().caller)
         task = convert.stream_task(start, applied.policy)
         self._longest_wait_s = convert.longest_wait_s(start)
         entry, classifier = self._registry.guard(start.model)
         with entry.users:
             size = start.ByteSize()
-            session = await self._submitter.run(
-                size, partial(classifier.stream, task), StreamSession.close
-            )
+            session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)
             try:
                 # A client that waits for this before it sends text is told in time when there is no room for it.
                 await sent(self._context.send_initial_metadata(()), self._idle_s)
@@ -169,9 +156,8 @@ class StreamJudge:
             finally:
                 session.close()
         this = call.current.get()
-        result = convert.classify_response(
-            judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s
-        )
+        await this.observer.judged(Judged(judgement, task.target, applied, entry, this.request_id, session.text))
+        result = convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
         if not complete:
             await self._steps.ignore_rest()
@@ -190,9 +176,7 @@ class StreamJudge:
             if text is not None:
                 session.add(text)
                 self._note_waiting(session)
-            while (
-                action := await self._check(session, session.next_check)
-            ) is not None:
+            while (action := await self._check(session, session.next_check)) is not None:
                 if action is Action.BLOCK:
                     return complete
         self._steps.read_ahead()
@@ -219,9 +203,7 @@ class StreamJudge:
             self._released_bytes = self._judged_bytes
         self._waiting_since = None
         self._note_waiting(session)
-        progress = convert.stream_progress(
-            check, self._checks, self._judged_bytes, self._released_bytes
-        )
+        progress = convert.stream_progress(check, self._checks, self._judged_bytes, self._released_bytes)
         await self._send(moderation_pb2.StreamClassifyResponse(progress=progress))
         return check.action
 
