@@ -54,12 +54,14 @@ class VerdictCache:
         """About how much memory the entries take."""
         return self._bytes
 
-    def key(self, conversation: Conversation, target: Target, policy: Policy, mode: Mode) -> bytes | None:
-        """Where the verdict of this question is kept; None when nothing is."""
+    def key(
+        self, conversation: Conversation, target: Target, policy: Policy, mode: Mode, salt: str = ""
+    ) -> bytes | None:
+        """Where the verdict of this question is kept for those who come with ``salt``; None when nothing is."""
         if self.limits.entries <= 0:
             return None
         hashed = hashlib.blake2b(key=self._secret, digest_size=32)
-        parts = [self._model_digest, policy.digest, target.value, mode]
+        parts = [salt, self._model_digest, policy.digest, target.value, mode]
         for message in conversation.messages:
             parts += [message.role.value, message.content]
         for part in parts:

@@ -29,12 +29,16 @@ __all__ = ["Classifier", "ClassifyTask", "Mode"]
 
 @dataclass(frozen=True)
 class ClassifyTask:
-    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass."""
+    """One conversation to judge. ``exact`` decodes the category list greedily instead of reading it from one pass.
+
+    Tasks with different ``cache_salt`` share no cached verdict.
+    """
 
     conversation: Conversation
     target: Target
     policy: Policy = field(default_factory=Policy)
     mode: Mode = "one_pass"
+    cache_salt: str = ""
 
 
 class Classifier:
@@ -70,7 +74,7 @@ class Classifier:
         Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
         with DeadlineError, CancelledError, ModelOutputError or UnavailableError.
         """
-        key = self.cache.key(task.conversation, task.target, task.policy, task.mode)
+        key = self.cache.key(task.conversation, task.target, task.policy, task.mode, task.cache_salt)
         known = self.cache.get(key)
         if known is not None:
             return Ticket.finished(known)

@@ -128,10 +128,10 @@ class Generator:
         began = time.monotonic()
         caches = [KvCache(self.shape, len(prompt) + task.max_tokens) for _ in range(task.choices)]
         try:
-            cached = self.prefixes.load(prompt, caches[0])
+            cached = self.prefixes.load(prompt, caches[0], task.cache_salt)
             rest = prompt[cached:]
             logits = (yield Forward(caches[0], rest, [len(rest) - 1]))[0]
-            self.prefixes.keep(prompt, caches[0])
+            self.prefixes.keep(prompt, caches[0], task.cache_salt)
             writers = self._writers(task, prompt, constraints, on_delta)
             for writer, cache in zip(writers, caches, strict=True):
                 if cache is not caches[0]:

@@ -109,7 +109,9 @@ class GuardedGenerator:
                 undo.callback(session.close)
                 outputs.append(HeldChoice(index, session, on_release, deadline))
             if moderation.check_input:
-                question = ClassifyTask(Conversation(turns), Target.PROMPT, moderation.policy)
+                question = ClassifyTask(
+                    Conversation(turns), Target.PROMPT, moderation.policy, cache_salt=task.cache_salt
+                )
                 check = self._classifier.submit(question, deadline, at_once=True)
                 undo.callback(check.cancel)
             inbox = _Inbox()

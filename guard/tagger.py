@@ -53,8 +53,8 @@ class Label:
 class TagTask:
     """Which of ``labels`` fits a ``text``, or the last message of a ``conversation`` of users and assistants?
 
-    ``instruction`` says what the labels are about; ``today`` is for chat templates that print a date. Raises
-    InvalidInputError naming the field.
+    ``instruction`` says what the labels are about; ``today`` is for chat templates that print a date. Tasks with
+    different ``cache_salt`` share nothing that was computed. Raises InvalidInputError naming the field.
     """
 
     labels: tuple[Label, ...]
@@ -63,6 +63,7 @@ class TagTask:
     instruction: str = ""
     calibrated: bool = True
     today: date = field(default_factory=date.today)
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if (self.conversation is None) == (self.text is None):
@@ -119,7 +120,7 @@ class Tagger:
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._stop_ids = sorted(generator.bundle.manifest.tokens.stop)
-        #: Prompt without a text, and labels, to the log probabilities of the labels. The engine's thread only.
+        #: Salt, prompt without a text, and labels, to the log probabilities of the labels. The engine's thread only.
         self._preferences: OrderedDict[tuple[object, ...], Scores] = OrderedDict()
 
     def tag(self, task: TagTask) -> Tagging:
@@ -163,11 +164,12 @@ class Tagger:
         began = time.monotonic()
         cache = KvCache(self._generator.shape, capacity)
         try:
-            cached = self._generator.prefixes.load(prompt, cache)
+            cached = self._generator.prefixes.load(prompt, cache, task.cache_salt)
             score = yield from self._score(cache, prompt[:cached], prompt, labels)
-            self._generator.prefixes.keep(prompt[: common_prefix(empty[0], prompt)], cache)
+            common = prompt[: common_prefix(empty[0], prompt)]
+            self._generator.prefixes.keep(common, cache, task.cache_salt)
             if task.calibrated:
-                score -= yield from self._preferred(cache, prompt, empty, labels)
+                score -= yield from self._preferred(cache, prompt, empty, labels, task.cache_salt)
         finally:
             cache.free()
         probabilities = np.exp(_normalized(score))
@@ -181,10 +183,15 @@ class Tagger:
         )
 
     def _preferred(
-        self, cache: KvCache, held: Sequence[int], empty: Sequence[Sequence[int]], labels: Sequence[tuple[int, ...]]
+        self,
+        cache: KvCache,
+        held: Sequence[int],
+        empty: Sequence[Sequence[int]],
+        labels: Sequence[tuple[int, ...]],
+        salt: str,
     ) -> Job[Scores]:
         """What the model prefers without a text: the mean probability of each label over the prompts ``empty``."""
-        key = (tuple(empty[0]), tuple(labels))
+        key = (salt, tuple(empty[0]), tuple(labels))
         if key not in self._preferences:
             scores = []
             for prompt in empty:

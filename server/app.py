@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import ChainMap
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +30,8 @@ from guard.v1 import (
     moderation_pb2_grpc,
 )
 from server import log, start
+from server.auth.authenticator import Authenticator
+from server.auth.quota import Quotas
 from server.drain import StopRequest, drain
 from server.errors import SettingsError
 from server.generation import GenerationService
@@ -34,6 +39,7 @@ from server.health import SERVICE as HEALTH
 from server.health import Health
 from server.interceptors.access_log import AccessLogInterceptor
 from server.interceptors.admission import AdmissionInterceptor
+from server.interceptors.auth import AuthInterceptor
 from server.interceptors.deadline import DeadlineInterceptor
 from server.interceptors.decode import DecodeInterceptor
 from server.interceptors.errors import ErrorInterceptor
@@ -46,6 +52,7 @@ from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
 from server.telemetry.telemetry import Telemetry
 from server.tickets import Submitter
+from server.tls import server_credentials
 from server.watchdog import DeadMan, Watchdog, leave
 
 if TYPE_CHECKING:  # OpenTelemetry is an extra
@@ -59,12 +66,23 @@ BROKEN_GRACE_S = 5.0
 
 
 class App:
-    """One server and its parts. ``start``, then ``load``; ``stop`` ends it. Raises SettingsError for its policies."""
+    """One server and its parts. ``start``, then ``load``; ``stop`` ends it.
+
+    Raises SettingsError for its files: policies, callers, certificates.
+    """
 
     def __init__(self, settings: Settings, loader: Loader = load_model, tracing: Tracing | None = None) -> None:
         """``tracing``: instead of that of the settings."""
         self.settings = settings
         self.policies = load_policies(settings.policies)
+        self.authenticator: Authenticator | None = None
+        if settings.callers is not None:
+            self.authenticator = Authenticator(settings.callers, self.policies.policies)
+            # The file of callers is read again when it changes, so its part of the map is the live one.
+            own = ChainMap(self.authenticator.policies, dict(self.policies.callers))
+            self.policies = replace(self.policies, callers=own)
+        self._credentials = None if settings.tls is None else server_credentials(settings.tls)
+        self._watching: asyncio.Task[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
         self.registry = Registry(settings.engine, _prepared(self._timed(loader), self.policies, settings.cache))
         self.registry.on_change = self._models_changed
@@ -82,7 +100,10 @@ class App:
     async def start(self) -> None:
         """Listen. Health answers from now on; the models come with ``load``. Raises SettingsError."""
         try:
-            port = self._server.add_insecure_port(self.address)
+            if self._credentials is None:
+                port = self._server.add_insecure_port(self.address)
+            else:
+                port = self._server.add_secure_port(self.address, self._credentials)
         except RuntimeError:
             problem = "cannot listen there: it is in use, or not an address of this machine"
             raise SettingsError("address", problem) from None
@@ -91,7 +112,10 @@ class App:
         self.telemetry.start()
         await self._server.start()
         self._watchdog = asyncio.create_task(Watchdog(self.registry, self.settings.step_timeout_s).run())
-        log.event(logging.INFO, "listening", address=self.address)
+        if self.authenticator is not None:
+            self._watching = asyncio.create_task(self.authenticator.watch())
+        tls, callers = self._credentials is not None, self.authenticator is not None
+        log.event(logging.INFO, "listening", address=self.address, tls=tls, callers_known=callers)
 
     async def load(self) -> None:
         """Load the models of the settings, then serve. Raises BundleError and what else loading raises."""
@@ -128,11 +152,16 @@ class App:
             self._watchdog.cancel()
         await self.registry.close()
         self._submitter.close()
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
         await self.telemetry.stop()
         log.event(logging.INFO, "stopped")
 
     def _build(self) -> grpc.aio.Server:
         settings = self.settings
+        auth = [] if self.authenticator is None else [AuthInterceptor(self.authenticator, settings.share_caches)]
         server = grpc.aio.server(
             interceptors=[
                 AccessLogInterceptor(settings.access_log),
@@ -140,7 +169,8 @@ class App:
                 DecodeInterceptor(),
                 ErrorInterceptor(),
                 DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
-                AdmissionInterceptor(self.gates),
+                *auth,
+                AdmissionInterceptor(self.gates, Quotas()),
             ],
             options=_channel_options(settings),
         )
@@ -150,8 +180,9 @@ class App:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
-        services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(services, server)
+        if settings.reflection:
+            services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(services, server)
         return server
 
     def _timed(self, loader: Loader) -> Loader:

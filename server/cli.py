@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from server.app import run as run_server
-from server.settings import load_settings
+from server.print_config import described
+from server.settings import load_with_sources
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-insecure", action="store_true", default=None, help="listen for other machines without encryption"
     )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate (PEM): turns TLS on")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="the certificate's private key (PEM)")
+    parser.add_argument(
+        "--tls-client-ca", type=Path, metavar="FILE", help="demand client certificates of these authorities (PEM)"
+    )
+    parser.add_argument("--callers", type=Path, metavar="FILE", help="YAML file of those who may call")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings and where each came from, and do not serve"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is told to stop."""
-    flags = {name: value for name, value in vars(args).items() if name != "config"}
-    return run_server(load_settings(flags, os.environ, args.config))
+    flags = {name: value for name, value in vars(args).items() if name not in ("config", "print_config")}
+    settings, sources = load_with_sources(flags, os.environ, args.config)
+    if args.print_config:
+        print(described(settings, sources))
+        return 0
+    return run_server(settings)

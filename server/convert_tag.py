@@ -10,7 +10,7 @@ from server import convert
 from server.status import duration
 
 
-def tag_task(request: generation_pb2.TagRequest) -> TagTask:
+def tag_task(request: generation_pb2.TagRequest, cache_salt: str = "") -> TagTask:
     """The task of a TagRequest; raises InvalidInputError or UnsupportedFieldError naming the field."""
     convert.check_request_id(request.request_id)
     return TagTask(
@@ -20,6 +20,7 @@ def tag_task(request: generation_pb2.TagRequest) -> TagTask:
         instruction=request.instruction,
         calibrated=not request.uncalibrated,
         today=datetime.now(UTC).date(),
+        cache_salt=cache_salt,
     )
 
 

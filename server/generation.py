@@ -139,7 +139,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         this = call.current.get()
         entry, tagger = self._registry.tagger(request.model)
         with entry.users:
-            submission = partial(tagger.submit, convert_tag.tag_task(request), this.deadline)
+            submission = partial(tagger.submit, convert_tag.tag_task(request, this.cache_salt), this.deadline)
             ticket = await self._submitter.submit(request.ByteSize(), submission)
             tagging = await tickets.result(ticket)
         this.observer.tagged(tagging, entry.name)
@@ -147,6 +147,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
     async def _submit(self, request: GenerateRequest, feed: Feed | None, using: ExitStack) -> _Submitted:
         """Submit the request, its text going to ``feed``. Its models are kept until ``using`` is left."""
+        this = call.current.get()
         entry, generator = self._registry.instruct(request.model)
         using.enter_context(entry.users)
         settings, defaults = self._settings, entry.manifest.generation
@@ -156,8 +157,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             SamplingParams(defaults.temperature, defaults.top_p, defaults.top_k) if defaults else SamplingParams(),
             default_max_tokens=min(settings.default_max_tokens, max(1, context_tokens // 2)),
             max_tokens=settings.max_tokens,
+            cache_salt=this.cache_salt,
         )
-        this = call.current.get()
         push = feed.push if feed else lambda delta: None
         submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, this.deadline)
         guard, applied, question = None, None, ""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from guard.errors import OverloadedError
+from server.auth.quota import Lease
 
 #: Weight of the newest call in the running mean that tells refused callers when to come back.
 _NEWEST = 0.2
@@ -24,14 +25,17 @@ class Limits:
 
 
 class Permit:
-    """Of one call that is inside. ``bytes`` are those of its requests so far."""
+    """Of one call that is inside. ``bytes`` are those of its requests so far; ``lease`` counts them for its caller."""
 
     def __init__(self, gate: Gate, size: int) -> None:
         self._gate = gate
         self.bytes = size
+        self.lease: Lease | None = None
 
     def add(self, size: int) -> None:
         """Count a further request of a stream; raises OverloadedError when there is no room for its bytes."""
+        if self.lease is not None:
+            self.lease.add(size)
         self._gate.take_bytes(size)
         self.bytes += size
 

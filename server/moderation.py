@@ -114,7 +114,7 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
 
     async def _classify(self, request: moderation_pb2.ClassifyRequest, this: Call) -> moderation_pb2.ClassifyResponse:
         applied = convert_policy.applied_policy(request, self._policies, this.caller)
-        task = convert.classify_task(request, applied.policy)
+        task = convert.classify_task(request, applied.policy, this.cache_salt)
         entry, classifier = self._registry.guard(request.model)
         with entry.users:
             submission = partial(classifier.submit, task, this.deadline)

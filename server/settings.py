@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import types
 import typing
@@ -13,15 +12,18 @@ from typing import Any
 
 import yaml
 
+from guard.address import UNIX, is_local
 from guard.cache import CacheLimits
 from guard.engine.settings import EngineSettings
 from server.errors import SettingsError
 from server.telemetry.settings import AuditSettings, TelemetrySettings
+from server.tls import TlsFiles
 
 PREFIX = "GUARD_"
+#: For the client, which may run in the same container.
+CLIENT_VARIABLES = frozenset({"GUARD_API_KEY"})
 #: Kubernetes puts GUARD_SERVICE_HOST, GUARD_PORT_50051_TCP_ADDR and so on into every pod beside a Service "guard".
 _KUBERNETES = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)$")
-_UNIX = ("unix:", "unix-abstract:")
 _HOST_PORT = re.compile(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 MIB = 1 << 20
 
@@ -31,16 +33,23 @@ class Settings:
     """Settings of one server process. Raises SettingsError naming the setting.
 
     Models: ``guard`` and ``instruct`` are bundle directories. ``admin`` enables LoadModel and UnloadModel, which read
-    only below ``model_directory``.
+    only below ``model_directory``. With ``bundle_key``, the PEM file of a public key, only bundles signed with it load.
 
-    Network: ``address`` is HOST:PORT (port 0 takes a free one) or unix:PATH. There is no encryption yet, so an address
-    that other machines reach needs ``allow_insecure``. ``max_message_mib`` bounds a request after decompression.
+    Network: ``address`` is HOST:PORT (port 0 takes a free one) or unix:PATH. An address that other machines reach needs
+    ``tls_cert`` and ``tls_key``, or ``allow_insecure``. With ``tls_client_ca`` every client needs a certificate of it.
+    ``max_message_mib`` bounds a request after decompression.
+
+    Callers: ``callers`` is a YAML file of those who may call, and how they are known; without one, everybody may.
+    ``share_caches`` lets callers find what others have asked in the prompt and verdict caches. ``reflection`` offers
+    the contract to whoever asks.
 
     Compute: ``threads`` 0 is the container's CPU quota. ``kv_cache_mib`` bounds the KV caches of one model's active
-    requests, ``max_queued`` counts those that wait for its engine.
+    requests; 0 is what the machine's memory leaves, at most 512. ``max_queued`` counts those that wait for an engine.
 
     Admission, each for moderation and generation apart: ``max_requests`` that are being served or wait, and
-    ``max_queued_mib`` of their text. A token is at least one byte, so the latter bounds tokens too.
+    ``max_queued_mib`` of their text. ``max_queued_tokens`` bounds prompts and texts of those that wait for an engine. A
+    request is refused when its deadline leaves less than ``deadline_part`` of the time that it would take, as far as is
+    known; 0 refuses none.
 
     Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
     is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish. A model
@@ -64,14 +73,23 @@ class Settings:
     instruct: Path | None = None
     admin: bool = False
     model_directory: Path | None = None
+    bundle_key: Path | None = None
     address: str = "127.0.0.1:50051"
     allow_insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    callers: Path | None = None
+    share_caches: bool = False
+    reflection: bool = True
     max_message_mib: float = 4.0
     threads: int = 0
-    kv_cache_mib: int = 512
+    kv_cache_mib: int = 0
     max_queued: int = 64
+    max_queued_tokens: int = 65536
     max_requests: int = 64
     max_queued_mib: float = 16.0
+    deadline_part: float = 0.5
     default_deadline_s: float = 120.0
     max_deadline_s: float = 600.0
     drain_delay_s: float = 2.0
@@ -98,8 +116,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in (
-            "kv_cache_mib",
             "max_queued",
+            "max_queued_tokens",
             "max_requests",
             "max_tokens",
             "default_max_tokens",
@@ -118,57 +136,65 @@ class Settings:
             "cache_ttl_s",
         ):
             _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
-        for name in ("threads", "drain_delay_s", "grace_s", "cache_entries", "audit_keep"):
+        for name in (
+            "threads",
+            "kv_cache_mib",
+            "drain_delay_s",
+            "grace_s",
+            "cache_entries",
+            "audit_keep",
+            "deadline_part",
+        ):
             _check(name, getattr(self, name) >= 0, "expected 0 or more")
+        _check("deadline_part", self.deadline_part <= 1, "expected at most 1")
         _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
+        _check("max_queued_mib", self.max_queued_mib >= self.max_message_mib, "expected at least max_message_mib")
+        _check("max_deadline_s", self.max_deadline_s >= self.default_deadline_s, "expected at least default_deadline_s")
+        _check("max_tokens", self.max_tokens >= self.default_max_tokens, "expected at least default_max_tokens")
         _check(
-            "max_queued_mib",
-            self.max_queued_mib >= self.max_message_mib,
-            "expected at least max_message_mib",
+            "guard", bool(self.guard or self.instruct or self.admin), "no model to serve: set guard, instruct, or both"
         )
-        _check(
-            "max_deadline_s",
-            self.max_deadline_s >= self.default_deadline_s,
-            "expected at least default_deadline_s",
-        )
-        _check(
-            "max_tokens",
-            self.max_tokens >= self.default_max_tokens,
-            "expected at least default_max_tokens",
-        )
-        _check(
-            "guard",
-            bool(self.guard or self.instruct or self.admin),
-            "no model to serve: set guard, instruct, or both",
-        )
-        _check(
-            "admin",
-            not self.admin or self.model_directory is not None,
-            "needs model_directory",
-        )
+        _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
         self.telemetry  # noqa: B018 - checks itself
         host_port = _HOST_PORT.fullmatch(self.address)
-        good = self.address.startswith(_UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
+        good = self.address.startswith(UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
         _check("address", good, "expected HOST:PORT, [IPV6]:PORT or unix:PATH")
+        _check("tls_cert", (self.tls_cert is None) == (self.tls_key is None), "expected both tls_cert and tls_key")
+        _check("tls_client_ca", self.tls_client_ca is None or self.tls_cert is not None, "needs tls_cert and tls_key")
         _check(
             "address",
-            self.allow_insecure or is_local(self.address),
-            "other machines could reach it and there is no encryption; use a loopback address, or set allow_insecure",
+            self.allow_insecure or self.tls_cert is not None or is_local(self.address),
+            "other machines could reach it without encryption; use a loopback address, tls_cert, or allow_insecure",
         )
 
     @property
     def engine(self) -> EngineSettings:
         """The part that each model's engine gets."""
+        kv_bytes = self.kv_cache_bytes or EngineSettings.kv_bytes
         return EngineSettings(
             threads=self.threads,
             max_queued=self.max_queued,
-            kv_bytes=self.kv_cache_mib * MIB,
+            max_queued_tokens=self.max_queued_tokens,
+            kv_bytes=kv_bytes,
+            deadline_part=self.deadline_part,
         )
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """``kv_cache_mib`` in bytes; 0 is for the memory plan to decide."""
+        return self.kv_cache_mib * MIB
 
     @property
     def longest_stop_s(self) -> float:
         """Seconds from SIGTERM to the end at the latest: the drain, then steps and loads that cannot be cut short."""
         return self.drain_delay_s + self.grace_s + 2 * self.step_timeout_s
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of the server's TLS; None is plain text."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     @property
     def audit(self) -> AuditSettings | None:
@@ -210,7 +236,15 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
 
     Raises SettingsError naming the unknown or wrong key, and where it came from.
     """
+    return load_with_sources(flags, environment, config)[0]
+
+
+def load_with_sources(
+    flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """As ``load_settings``, with where each setting came from: "flags", "environment", the file's path, "default"."""
     values: dict[str, Any] = {}
+    sources = dict.fromkeys(_KINDS, "default")
     for source, found in (
         (str(config), _read_yaml(config)),
         ("environment", _from_environment(environment)),
@@ -218,16 +252,8 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
     ):
         for name, value in found.items():
             values[name] = _typed(name, value, source)
-    return Settings(**values)
-
-
-def is_local(address: str) -> bool:
-    """Whether only this machine can reach ``address``."""
-    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    try:
-        return address.startswith(_UNIX) or host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+            sources[name] = source
+    return Settings(**values), sources
 
 
 def _check(name: str, good: bool, problem: str) -> None:
@@ -255,7 +281,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name.removeprefix(PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(PREFIX) and not _KUBERNETES.search(name)
+        if name.startswith(PREFIX) and name not in CLIENT_VARIABLES and not _KUBERNETES.search(name)
     }
 
 
@@ -263,10 +289,7 @@ def _typed(name: str, value: Any, source: str) -> Any:
     """``value`` as the type of the field ``name``. Text is parsed, as variables have nothing else."""
     kind = _KINDS.get(name)
     if kind is None:
-        raise SettingsError(
-            name,
-            f"there is no such setting (in {source}); there are: {', '.join(_KINDS)}",
-        )
+        raise SettingsError(name, f"there is no such setting (in {source}); there are: {', '.join(_KINDS)}")
     if isinstance(value, str):
         try:
             return _parse(kind, value)
@@ -300,10 +323,4 @@ def _field_kinds() -> dict[str, type]:
 
 
 _KINDS = _field_kinds()
-_NAMES = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    Path: "a path",
-}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}

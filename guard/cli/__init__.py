@@ -43,6 +43,7 @@ COMMANDS = {
     "eval": Command("guard.cli.eval", "eval", "measure a guard on labelled rows"),
     "health": Command("guard.cli.health", "client", "ask a server whether it serves"),
     "policies": Command("server.cli_policies", "server", "check a file of policies, and show what each comes to"),
+    "keys": Command("server.cli_keys", "server", "make an API key for a caller, or check the file of callers"),
     "verify": Command("guard.cli.verify", None, "check every file of a bundle against its manifest"),
     "plan": Command("guard.cli.plan", None, "tell how much memory a bundle needs"),
     "qualify": Command("export.cli_qualify", "export", "check a checkpoint by exporting every profile of it"),

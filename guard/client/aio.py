@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 
 from guard.client import convert, convert_generation
 from guard.client.aio_stream import AsyncClassificationStream, Deltas
-from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_aio_channel
+from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, ApiKey, open_aio_channel
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
@@ -41,9 +41,14 @@ class AsyncGuardClient:
     """
 
     def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: ApiKey = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        self._channel = open_aio_channel(address, credentials)
+        self._channel = open_aio_channel(address, credentials, api_key)
         self._timeout_s = timeout_s
         self._moderation = moderation_pb2_grpc.ModerationServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

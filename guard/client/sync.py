@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from guard.client import convert, convert_generation
-from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, open_channel
+from guard.client.channel import DEFAULT_TIMEOUT_S, HEALTH_CHECK, POLL_S, ApiKey, open_channel
 from guard.client.convert import Text
 from guard.client.convert_policy import PolicyFields, read_policy
 from guard.client.errors import GuardClientError, not_serving, typed_errors
@@ -36,14 +36,20 @@ from guard.v1 import (
 class GuardClient:
     """One channel to the server at ``address`` (``host:port``). Threads may share it. Close it, or use ``with``.
 
-    ``credentials`` turns TLS on (``tls_credentials()``). ``timeout_s`` (seconds) is the deadline of
-    every call that brings none of its own. Every method raises GuardClientError.
+    ``credentials`` turns TLS on (``tls_credentials()``). ``api_key``, an API key or a token, says who calls; a function
+    is asked before every call. ``timeout_s`` (seconds) is the deadline of every call that brings none of its own. Every
+    method raises GuardClientError.
     """
 
     def __init__(
-        self, address: str, *, credentials: grpc.ChannelCredentials | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        address: str,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        api_key: ApiKey = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
-        self._channel = open_channel(address, credentials)
+        self._channel = open_channel(address, credentials, api_key)
         self._timeout_s = timeout_s
         self._moderation = moderation_pb2_grpc.ModerationServiceStub(self._channel)
         self._generation = generation_pb2_grpc.GenerationServiceStub(self._channel)

@@ -1,7 +1,9 @@
 """Beginnings of prompts, kept block by block, so that the next prompt with the same beginning computes only the rest.
 
 A block is known by its tokens and everything before them (a chain of hashes, as in vLLM's automatic prefix caching), so
-prompts that share a system message, or the earlier turns of a conversation, share those blocks.
+prompts that share a system message, or the earlier turns of a conversation, share those blocks. That a beginning was
+known shows in the time a prompt takes. A salt goes before the first token, so those who must not learn what others have
+asked share no block.
 """
 
 from __future__ import annotations
@@ -44,12 +46,12 @@ class PrefixBlocks:
         """Memory held."""
         return self._bytes
 
-    def load(self, token_ids: Sequence[int], cache: KvCache) -> int:
-        """Copy the longest known beginning of ``token_ids`` into the empty ``cache``; returns its number of tokens,
-        which leaves at least two to compute.
+    def load(self, token_ids: Sequence[int], cache: KvCache, salt: str = "") -> int:
+        """Copy the longest beginning of ``token_ids`` known under ``salt`` into the empty ``cache``; returns its
+        number of tokens, which leaves at least two to compute.
         """
         found: list[bytes] = []
-        for digest in _digests(token_ids[: max(0, len(token_ids) - _LEFT_TO_COMPUTE)]):
+        for digest in _digests(token_ids[: max(0, len(token_ids) - _LEFT_TO_COMPUTE)], salt):
             if digest not in self._blocks:
                 break
             found.append(digest)
@@ -63,10 +65,12 @@ class PrefixBlocks:
         cache.length = len(found) * BLOCK_TOKENS
         return cache.length
 
-    def keep(self, token_ids: Sequence[int], cache: KvCache) -> None:
-        """Copy the whole blocks of ``token_ids``, the first tokens of ``cache``; the least recently used make room."""
+    def keep(self, token_ids: Sequence[int], cache: KvCache, salt: str = "") -> None:
+        """Copy the whole blocks of ``token_ids``, the first tokens of ``cache``, for those who come with ``salt``; the
+        least recently used make room.
+        """
         kept: list[bytes] = []
-        for index, digest in enumerate(_digests(token_ids)):
+        for index, digest in enumerate(_digests(token_ids, salt)):
             if digest not in self._blocks:
                 start = index * BLOCK_TOKENS
                 block = np.stack([array[0, :, start : start + BLOCK_TOKENS] for array in cache.arrays])
@@ -85,9 +89,10 @@ class PrefixBlocks:
             self._blocks.move_to_end(digest)
 
 
-def _digests(token_ids: Sequence[int]) -> Iterator[bytes]:
+def _digests(token_ids: Sequence[int], salt: str) -> Iterator[bytes]:
     """One digest for each whole block of ``token_ids``."""
-    chain = hashlib.sha256()
+    # The salt's hash is no multiple of a block's bytes, so with and without one there are never the same bytes.
+    chain = hashlib.sha256(hashlib.sha256(salt.encode()).digest() if salt else b"")
     ids = np.asarray(token_ids, np.int64)
     for start in range(0, len(ids) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
         chain.update(ids[start : start + BLOCK_TOKENS].tobytes())

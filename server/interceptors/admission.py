@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 from server import call
+from server.auth.quota import Quotas
 from server.interceptors.around import Around, Context
 from server.limits import Gate
 
 
 class AdmissionInterceptor(Around):
-    """``gates`` by full service name; services without one are not limited."""
+    """``gates`` by full service name; services without one have no limit but the caller's own quota."""
 
-    def __init__(self, gates: Mapping[str, Gate]) -> None:
+    def __init__(self, gates: Mapping[str, Gate], quotas: Quotas) -> None:
         self._gates = gates
+        self._quotas = quotas
 
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
         """Around the handler. Sets ``Call.permit``: a stream of requests has no bytes yet, its handler adds them."""
+        this, size = call.current.get(), call.request_bytes(request)
         gate = self._gates.get(method.split("/")[1])
-        if gate is None:
-            yield
-            return
-        with gate.admit(call.request_bytes(request)) as permit:
-            call.current.set(replace(call.current.get(), permit=permit))
+        with ExitStack() as inside:
+            lease = None if this.identity is None else inside.enter_context(self._quotas.admit(this.identity, size))
+            if gate is not None:
+                permit = inside.enter_context(gate.admit(size))
+                permit.lease = lease
+                call.current.set(replace(this, permit=permit))
             yield

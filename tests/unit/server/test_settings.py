@@ -27,7 +27,8 @@ def test_precedence(tmp_path: Path) -> None:
 def test_every_setting_can_come_from_a_variable(field: dataclasses.Field[Any]) -> None:
     default = getattr(Settings(**GUARD), field.name)
     wanted = Path("models") if default is None or isinstance(default, Path) else default
-    environment = {"GUARD_INSTRUCT": "i", "GUARD_MODEL_DIRECTORY": "m", f"GUARD_{field.name.upper()}": str(wanted)}
+    needed = {"GUARD_INSTRUCT": "i", "GUARD_MODEL_DIRECTORY": "m", "GUARD_TLS_CERT": "c", "GUARD_TLS_KEY": "k"}
+    environment = needed | {f"GUARD_{field.name.upper()}": str(wanted)}
     assert getattr(load_settings({}, environment), field.name) == wanted
 
 
