@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from guard.bundle import Bundle
 from guard.cache import CacheLimits, VerdictCache
 from guard.conversation import Conversation, Target
+from guard.engine.cost import Work
 from guard.engine.engine import Engine
 from guard.engine.runner import Runner
 from guard.engine.sequence import Job, Ticket
@@ -66,13 +68,15 @@ class Classifier:
         """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
         judged_categories(self._format, policy)
 
-    def submit(self, task: ClassifyTask, deadline: float | None = None, *, at_once: bool = False) -> Ticket[Judgement]:
+    def submit(
+        self, task: ClassifyTask, deadline: float | None = None, *, caller: str = "", at_once: bool = False
+    ) -> Ticket[Judgement]:
         """Queue one judgement, unless the cache or the policy's lists decide; ``deadline`` is in time.monotonic()
-        seconds. ``at_once`` takes the KV memory now, or raises OverloadedError: for callers who hold some already and
-        must not wait for more.
+        seconds. Callers take turns. ``at_once`` takes the KV memory now, or raises OverloadedError: for callers who
+        hold some already and must not wait for more.
 
-        Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
-        with DeadlineError, CancelledError, ModelOutputError or UnavailableError.
+        Raises InvalidInputError, InputTooLongError, UnsupportedError, OverloadedError or DeadlineError at once; the
+        future may end with DeadlineError, CancelledError, ModelOutputError or UnavailableError.
         """
         key = self.cache.key(task.conversation, task.target, task.policy, task.mode, task.cache_salt)
         known = self.cache.get(key)
@@ -95,13 +99,13 @@ class Classifier:
             self.cache.put(key, judgement)
             return judgement
 
-        if at_once:
-            return self._submit_holding(job, kv_bytes, deadline)
-        return self.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline)
+        work = Work(sum(len(each.prompt.token_ids) for each in passes))
+        submit = partial(self.engine.submit, job, deadline=deadline, work=work, caller=caller)
+        return self._submit_holding(submit, kv_bytes) if at_once else submit(kv_bytes=kv_bytes)
 
-    def stream(self, task: StreamTask) -> StreamSession:
+    def stream(self, task: StreamTask, caller: str = "") -> StreamSession:
         """Begin to judge a message that is still being written; raises what StreamSession raises."""
-        return StreamSession(task, self._scanner, self._reader, self.engine)
+        return StreamSession(task, self._scanner, self._reader, self.engine, caller)
 
     @property
     def prefix_stats(self) -> PrefixStats:
@@ -112,12 +116,10 @@ class Classifier:
         """Stop the engine; jobs that have not ended fail."""
         self.engine.close()
 
-    def _submit_holding(
-        self, job: Callable[[Ticket[Judgement]], Job[Judgement]], kv_bytes: int, deadline: float | None
-    ) -> Ticket[Judgement]:
+    def _submit_holding(self, submit: Callable[[], Ticket[Judgement]], kv_bytes: int) -> Ticket[Judgement]:
         self.engine.hold(kv_bytes)
         try:
-            ticket = self.engine.submit(job, deadline=deadline)
+            ticket = submit()
         except GuardError:
             self.engine.release(kv_bytes)
             raise

@@ -9,6 +9,7 @@ from dataclasses import replace
 from guard.bundle import Bundle
 from guard.chat_template import ChatTemplate
 from guard.conversation import check_generation_turns
+from guard.engine.cost import Work
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
 from guard.engine.prefix_blocks import PrefixBlocks
@@ -50,13 +51,17 @@ class Generator:
         return self.submit(task, lambda delta: None).future.result()
 
     def submit(
-        self, task: GenerateTask, on_delta: Callable[[Delta], None], deadline: float | None = None
+        self,
+        task: GenerateTask,
+        on_delta: Callable[[Delta], None],
+        deadline: float | None = None,
+        caller: str = "",
     ) -> Ticket[Generation]:
         """Queue one task. ``on_delta`` is called on the engine's thread with each piece of text and must not block.
 
-        Raises InvalidInputError, InputTooLongError, UnsupportedError or OverloadedError at once; the future may end
-        with DeadlineError, CancelledError, ModelOutputError or UnavailableError. ``deadline`` is in time.monotonic()
-        seconds.
+        Raises InvalidInputError, InputTooLongError, UnsupportedError, OverloadedError or DeadlineError at once; the
+        future may end with DeadlineError, CancelledError, ModelOutputError or UnavailableError. ``deadline`` is in
+        time.monotonic() seconds. Callers take turns.
         """
         task.sampling.check_vocabulary(self.shape.vocab_size)
         check_tools(task.tools, task.tool_choice)
@@ -67,8 +72,9 @@ class Generator:
         def job(ticket: Ticket[Generation]) -> Job[Generation]:
             return self._generate(task, prompt, constraints, on_delta, ticket)
 
-        tokens = task.choices * (len(prompt) + task.max_tokens)
-        return self.engine.submit(job, kv_bytes=tokens * self.shape.kv_bytes_per_token, deadline=deadline)
+        kv_bytes = task.choices * (len(prompt) + task.max_tokens) * self.shape.kv_bytes_per_token
+        work = Work(len(prompt), task.max_tokens, task.choices)
+        return self.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline, work=work, caller=caller)
 
     def prompt_tokens(self, task: GenerateTask) -> int:
         """How many tokens a task's prompt has; raises as ``submit`` for one that cannot be written."""

@@ -87,6 +87,7 @@ class GuardedGenerator:
         moderation: Moderation,
         on_release: Callable[[Delta], None],
         deadline: float | None = None,
+        caller: str = "",
     ) -> GuardedTicket:
         """Queue one generation; both models begin at once. ``on_release`` is called with each piece that may be shown,
         on a thread of this generation. ``deadline`` is in time.monotonic() seconds.
@@ -105,17 +106,17 @@ class GuardedGenerator:
             check = None
             for index in range(task.choices if moderation.check_output else 0):
                 stream = StreamTask(turns, Target.RESPONSE, moderation.policy, moderation.every_tokens)
-                session = self._classifier.stream(stream)
+                session = self._classifier.stream(stream, caller)
                 undo.callback(session.close)
                 outputs.append(HeldChoice(index, session, on_release, deadline))
             if moderation.check_input:
                 question = ClassifyTask(
                     Conversation(turns), Target.PROMPT, moderation.policy, cache_salt=task.cache_salt
                 )
-                check = self._classifier.submit(question, deadline, at_once=True)
+                check = self._classifier.submit(question, deadline, caller=caller, at_once=True)
                 undo.callback(check.cancel)
             inbox = _Inbox()
-            generation = self._generator.submit(task, inbox.put, deadline)
+            generation = self._generator.submit(task, inbox.put, deadline, caller)
             undo.callback(generation.cancel)
             generation.future.add_done_callback(lambda _: inbox.end())
             ticket = GuardedTicket(
@@ -169,7 +170,8 @@ class _Inbox:
 
 class GuardedTicket:
     """A guarded generation that runs. ``future`` gets its result or its error; ``cancel`` stops both models within one
-    step and is harmless at the end. ``submitted`` is in time.monotonic() seconds.
+    step and is harmless at the end; ``pause`` keeps the instruct model from writing on, until ``unpause``.
+    ``submitted`` is in time.monotonic() seconds.
     """
 
     def __init__(self, parts: _Parts) -> None:
@@ -177,6 +179,7 @@ class GuardedTicket:
         self.future.set_running_or_notify_cancel()
         self.submitted = parts.generation.submitted
         self.cancel = parts.stop
+        self.pause, self.unpause = parts.generation.pause, parts.generation.unpause
         self._parts = parts
 
     def run(self) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from guard.conversation import Conversation, Message, Target
 from guard.cutter import BYTES_PER_TOKEN, TextCutter
+from guard.engine.cost import Work
 from guard.engine.engine import Engine
 from guard.engine.sequence import Job, Ticket
 from guard.errors import CancelledError, InputTooLongError, InvalidInputError
@@ -71,9 +72,10 @@ class StreamSession:
     called while another method runs.
     """
 
-    def __init__(self, task: StreamTask, scanner: Scanner, reader: Reader, engine: Engine) -> None:
+    def __init__(self, task: StreamTask, scanner: Scanner, reader: Reader, engine: Engine, caller: str = "") -> None:
         """Raises InvalidInputError for roles that do not alternate, OverloadedError when the KV cache has no room."""
         self._task, self._scanner, self._reader, self._engine = task, scanner, reader, engine
+        self._caller = caller
         self._cutter = TextCutter(scanner.tokenizer, task.every_tokens, task.at_sentence_ends)
         self._context, self._left_out = scanner.fit_context(task.context)
         around = len(self._prompt("x").token_ids) + reader.answer_room
@@ -190,7 +192,7 @@ class StreamSession:
         return self._scanner.prompts.build(Conversation(messages), self._task.target, self._task.policy)
 
     def _submit(self, end: int, deadline: float | None) -> Ticket[Check]:
-        self._count_tokens(end)
+        new_tokens = self._count_tokens(end)
         self._move_window(end)
         window = Window(self._window_start, end, self._windows - 1, self._windows)
         readings = tuple(view for view in views(self._text[window.start : end].strip()) if view.text.strip())
@@ -204,13 +206,17 @@ class StreamSession:
 
         with self._lock:
             self._check_open()
-            self._running = self._engine.submit(job, deadline=deadline)
+            work = Work(new_tokens * len(passes))
+            self._running = self._engine.submit(job, deadline=deadline, work=work, caller=self._caller)
             return self._running
 
-    def _count_tokens(self, end: int) -> None:
-        self._tokens += len(self._scanner.tokenizer.encode_text(self._text[self._judged : end]))
+    def _count_tokens(self, end: int) -> int:
+        """How many tokens the text up to ``end`` has that was not judged. Raises InputTooLongError."""
+        new_tokens = len(self._scanner.tokenizer.encode_text(self._text[self._judged : end]))
+        self._tokens += new_tokens
         if self._tokens > self._scanner.limits.text:
             raise InputTooLongError("text", self._tokens, self._scanner.limits.text)
+        return new_tokens
 
     def _fitting_prompt(self, text: str) -> GuardPrompt:
         """The prompt for one reading. A window fits by its size; a reading of it may be several times as long."""

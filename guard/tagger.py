@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guard.conversation import Conversation, Message, Role
+from guard.engine.cost import Work
 from guard.engine.kv_cache import KvCache
 from guard.engine.sequence import Float32, Forward, Job, Ticket
 from guard.errors import InputTooLongError, InvalidInputError, ModelOutputError
@@ -127,11 +128,11 @@ class Tagger:
         """Choose and wait."""
         return self.submit(task).future.result()
 
-    def submit(self, task: TagTask, deadline: float | None = None) -> Ticket[Tagging]:
-        """Queue one task; ``deadline`` is in time.monotonic() seconds.
+    def submit(self, task: TagTask, deadline: float | None = None, caller: str = "") -> Ticket[Tagging]:
+        """Queue one task; ``deadline`` is in time.monotonic() seconds. Callers take turns.
 
-        Raises InputTooLongError, UnsupportedError or OverloadedError at once; the future may end with DeadlineError,
-        CancelledError, ModelOutputError or UnavailableError.
+        Raises InputTooLongError, UnsupportedError, OverloadedError or DeadlineError at once; the future may end with
+        DeadlineError, CancelledError, ModelOutputError or UnavailableError.
         """
         generator = self._generator
         labels = self._label_ids(task)
@@ -150,7 +151,8 @@ class Tagger:
             return self._tag(task, prompt, empty, labels, capacity, ticket)
 
         kv_bytes = capacity * generator.shape.kv_bytes_per_token
-        return generator.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline)
+        work = Work(len(prompt))
+        return generator.engine.submit(job, kv_bytes=kv_bytes, deadline=deadline, work=work, caller=caller)
 
     def _tag(
         self,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc.aio
 
@@ -34,60 +36,84 @@ class Piece:
         )
 
 
+class Writer(Protocol):
+    """What writes the text of a feed. Both are harmless at any time, and do not block."""
+
+    @property
+    def pause(self) -> Callable[[], None]:
+        """Write nothing more, but for what is being written."""
+
+    @property
+    def unpause(self) -> Callable[[], None]:
+        """Go on."""
+
+
 class Feed:
-    """Holds at most ``max_tokens`` tokens that the reader has not taken. The engine's thread is never made to wait.
+    """Text on its way from the engine's thread to a reader. While ``max_tokens`` tokens or more wait for the reader,
+    the writer is paused; the engine's thread is never made to wait.
 
     ``push`` and ``finish`` may be called on any thread, the rest on the loop's only.
     """
 
     def __init__(self, max_tokens: int) -> None:
         self._loop = asyncio.get_running_loop()
-        self.max_tokens = max_tokens
+        self._max_tokens = max_tokens
+        self._changed = asyncio.Event()
+        self._lock = threading.Lock()  # over what follows
         self._waiting: list[Piece] = []
         self._tokens = 0  # of the waiting pieces
         self._seen: dict[int, int] = {}  # tokens of each choice's whole text so far
-        self._changed = asyncio.Event()
         self._finished = False
-        #: Called when the reader is too far behind: more text would be of no use.
-        self.stop: Callable[[], None] = lambda: None
+        self._writer: Writer | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Those that wait for the reader."""
+        with self._lock:
+            return self._tokens
+
+    def hold_back(self, writer: Writer) -> None:
+        """From now on ``writer`` is paused while too much waits."""
+        with self._lock:
+            self._writer = writer
+            self._pause_if_full()
 
     def push(self, delta: Delta) -> None:
         """Hand over a piece of text."""
-        self._call(lambda: self._append(delta))
+        with self._lock:
+            tokens = delta.completion_tokens - self._seen.get(delta.choice, 0)
+            self._seen[delta.choice] = delta.completion_tokens
+            self._tokens += tokens
+            self._waiting.append(Piece(delta.text, tokens, delta.choice, delta.logprobs, delta.tool_calls))
+            self._pause_if_full()
+        self._tell_loop()
 
     def finish(self) -> None:
         """No more text will come."""
-        self._call(self._finish)
+        with self._lock:
+            self._finished = True
+        self._tell_loop()
 
     async def take(self) -> list[Piece]:
-        """All text that waits, as one piece for each choice that has some; nothing at the end.
-
-        Raises SlowReaderError when more waits than may: the reader is too far behind.
-        """
-        while not self._waiting and not self._finished:
+        """All text that waits, as one piece for each choice that has some; nothing at the end."""
+        while True:
             self._changed.clear()
+            with self._lock:
+                waiting, self._waiting, self._tokens = self._waiting, [], 0
+                finished = self._finished
+                if self._writer is not None:
+                    self._writer.unpause()
+            if waiting or finished:
+                return joined(waiting)
             await self._changed.wait()
-        if self._tokens > self.max_tokens:
-            raise SlowReaderError(f"{self._tokens} tokens wait to be read, the limit is {self.max_tokens}")
-        waiting, self._waiting, self._tokens = self._waiting, [], 0
-        return joined(waiting)
 
-    def _append(self, delta: Delta) -> None:
-        tokens = delta.completion_tokens - self._seen.get(delta.choice, 0)
-        self._seen[delta.choice] = delta.completion_tokens
-        self._tokens += tokens
-        self._waiting.append(Piece(delta.text, tokens, delta.choice, delta.logprobs, delta.tool_calls))
-        self._changed.set()
-        if self._tokens > self.max_tokens:
-            self.stop()
+    def _pause_if_full(self) -> None:
+        if self._writer is not None and self._tokens >= self._max_tokens:
+            self._writer.pause()
 
-    def _finish(self) -> None:
-        self._finished = True
-        self._changed.set()
-
-    def _call(self, step: Callable[[], None]) -> None:
+    def _tell_loop(self) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(step)
+            self._loop.call_soon_threadsafe(self._changed.set)
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:

@@ -17,14 +17,7 @@ from guard.generation import Generation
 from guard.pipeline import GuardedGeneration, GuardedGenerator, guard_turns
 from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
-from server import (
-    call,
-    convert_generation,
-    convert_guarded,
-    convert_policy,
-    convert_tag,
-    tickets,
-)
+from server import call, convert_generation, convert_guarded, convert_policy, convert_tag, tickets
 from server.convert_generation import GenerateRequest
 from server.feed import Feed, Piece, sent
 from server.observer import Judged
@@ -75,13 +68,7 @@ class _Submitted:
 class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        submitter: Submitter,
-        policies: PolicyBook,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings) -> None:
         self._registry = registry
         self._submitter = submitter
         self._policies = policies
@@ -139,7 +126,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         this = call.current.get()
         entry, tagger = self._registry.tagger(request.model)
         with entry.users:
-            submission = partial(tagger.submit, convert_tag.tag_task(request, this.cache_salt), this.deadline)
+            task = convert_tag.tag_task(request, this.cache_salt)
+            submission = partial(tagger.submit, task, this.deadline, this.caller or "")
             ticket = await self._submitter.submit(request.ByteSize(), submission)
             tagging = await tickets.result(ticket)
         this.observer.tagged(tagging, entry.name)
@@ -160,7 +148,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             cache_salt=this.cache_salt,
         )
         push = feed.push if feed else lambda delta: None
-        submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, this.deadline)
+        whom = this.deadline, this.caller or ""
+        submit: Callable[[], Ticket[Any]] = partial(generator.submit, task, push, *whom)
         guard, applied, question = None, None, ""
         with convert_guarded.paths_of_the_request():
             if request.HasField("moderation"):
@@ -170,12 +159,9 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 using.enter_context(guard.users)
                 question = "".join(turn.content for turn in guard_turns(task)[-1:])
                 guarded = GuardedGenerator(generator, classifier)
-                submit = partial(guarded.submit, task, moderation, push, this.deadline)
-                if feed is not None:
-                    # The guard lets go of text in bulk: how much of it waits says nothing about the reader.
-                    feed.max_tokens = max(feed.max_tokens, task.choices * task.max_tokens)
+                submit = partial(guarded.submit, task, moderation, push, *whom)
             ticket = await self._submitter.submit(request.ByteSize(), submit)
         if feed is not None:
-            feed.stop = ticket.cancel
+            feed.hold_back(ticket)
             ticket.future.add_done_callback(lambda _: feed.finish())
         return _Submitted(entry.name, ticket, guard, applied, question)

@@ -29,13 +29,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        submitter: Submitter,
-        policies: PolicyBook,
-        stream_idle_s: float,
-    ) -> None:
+    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, stream_idle_s: float) -> None:
         """``stream_idle_s``: seconds after which a stream that is not written or not read ends."""
         self._registry = registry
         self._submitter = submitter
@@ -74,21 +68,12 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         )
 
     async def StreamClassify(  # noqa: N802
-        self,
-        requests: AsyncIterator[moderation_pb2.StreamClassifyRequest],
-        context: _Context,
+        self, requests: AsyncIterator[moderation_pb2.StreamClassifyRequest], context: _Context
     ) -> None:
         """The checks of a message while it is being written, then its judgement."""
         steps = Steps(requests, self._idle_s)
         try:
-            await StreamJudge(
-                steps,
-                context,
-                self._registry,
-                self._submitter,
-                self._policies,
-                self._idle_s,
-            ).run()
+            await StreamJudge(steps, context, self._registry, self._submitter, self._policies, self._idle_s).run()
         finally:
             await steps.close()
 
@@ -117,7 +102,7 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         task = convert.classify_task(request, applied.policy, this.cache_salt)
         entry, classifier = self._registry.guard(request.model)
         with entry.users:
-            submission = partial(classifier.submit, task, this.deadline)
+            submission = partial(classifier.submit, task, this.deadline, caller=this.caller or "")
             ticket = await self._submitter.submit(request.ByteSize(), submission)
             judgement = await tickets.result(ticket)
         text = task.conversation.messages[-1].content

@@ -146,8 +146,8 @@ class StreamJudge:
         self._longest_wait_s = convert.longest_wait_s(start)
         entry, classifier = self._registry.guard(start.model)
         with entry.users:
-            size = start.ByteSize()
-            session = await self._submitter.run(size, partial(classifier.stream, task), StreamSession.close)
+            begin = partial(classifier.stream, task, call.current.get().caller or "")
+            session = await self._submitter.run(start.ByteSize(), begin, StreamSession.close)
             try:
                 # A client that waits for this before it sends text is told in time when there is no room for it.
                 await sent(self._context.send_initial_metadata(()), self._idle_s)
@@ -185,9 +185,7 @@ class StreamJudge:
         return True
 
     async def _check(
-        self,
-        session: StreamSession,
-        queue: Callable[[float | None], Ticket[Check] | None],
+        self, session: StreamSession, queue: Callable[[float | None], Ticket[Check] | None]
     ) -> Action | None:
         """Make one check, if one is due, and tell the client; returns what to do."""
         deadline = call.current.get().deadline

@@ -28,6 +28,14 @@ class Ticket(Protocol[T]):
     def cancel(self) -> Callable[[], None]:
         """Stops the work within one step; harmless at the end."""
 
+    @property
+    def pause(self) -> Callable[[], None]:
+        """Makes no further step, from the next one on."""
+
+    @property
+    def unpause(self) -> Callable[[], None]:
+        """Goes on where it was; harmless when it was not paused."""
+
 
 class Submitter:
     """Submits on threads of its own, as a submission tokenizes: milliseconds for most, seconds for megabytes of text.

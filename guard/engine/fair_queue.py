@@ -3,7 +3,7 @@
 Each caller's jobs keep their order; among callers, the one who has been given least goes next, counted in tokens. That
 is start-time fair queuing (Goyal, Vin, Cheng, SIGCOMM 1996): while two callers wait, what they were given differs by at
 most one job of each, however many jobs they send. Room is shared by a dynamic threshold (Choudhury, Hahne, IEEE/ACM
-Transactions on Networking 1998), so that one caller alone can never fill the queue.
+Transactions on Networking 1998), so that one caller alone never fills a queue of five places or more.
 """
 
 from __future__ import annotations

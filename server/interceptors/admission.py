@@ -28,7 +28,7 @@ class AdmissionInterceptor(Around):
         with ExitStack() as inside:
             lease = None if this.identity is None else inside.enter_context(self._quotas.admit(this.identity, size))
             if gate is not None:
-                permit = inside.enter_context(gate.admit(size))
+                permit = inside.enter_context(gate.admit(size, this.caller))
                 permit.lease = lease
                 call.current.set(replace(this, permit=permit))
             yield

@@ -92,7 +92,7 @@ async def test_a_slow_submission_is_abandoned(models: FakeModels, monkeypatch: p
         _, generator = server.app.registry.instruct()
         submit, tickets = generator.submit, []
 
-        def slow(task: GenerateTask, on_delta: Any, deadline: float | None) -> Ticket[Generation]:
+        def slow(task: GenerateTask, on_delta: Any, deadline: float | None, caller: str) -> Ticket[Generation]:
             time.sleep(0.3)
             tickets.append(submit(task, on_delta, None))
             return tickets[-1]

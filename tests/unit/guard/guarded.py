@@ -42,7 +42,11 @@ class Writer(Generator):
         self.ended = threading.Event()
 
     def submit(
-        self, task: GenerateTask, on_delta: Callable[[Delta], None], deadline: float | None = None
+        self,
+        task: GenerateTask,
+        on_delta: Callable[[Delta], None],
+        deadline: float | None = None,
+        caller: str = "",
     ) -> Ticket[Generation]:
         self.submitted += 1
         ticket: Ticket[Generation] = Ticket(_no_job, 0, deadline)

@@ -378,7 +378,11 @@ def test_no_room_for_the_guard_is_an_overload_at_once(tmp_path: Path) -> None:
 def test_a_writer_that_refuses_leaves_the_guard_free(guard: Classifier) -> None:
     class Full(Writer):
         def submit(
-            self, task: GenerateTask, on_delta: Callable[[Delta], None], deadline: float | None = None
+            self,
+            task: GenerateTask,
+            on_delta: Callable[[Delta], None],
+            deadline: float | None = None,
+            caller: str = "",
         ) -> Ticket[Generation]:
             raise OverloadedError("8 requests are waiting, the limit", 1.0)
 

@@ -3,11 +3,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
-import pytest
-
 from guard.conversation import ToolCall
 from guard.generation import Delta, TokenLogprob
-from server.errors import SlowReaderError
 from server.feed import Feed, Piece
 
 
@@ -49,25 +46,70 @@ async def test_nothing_is_lost_between_threads() -> None:
     assert sum(piece.tokens for piece in pieces) == 5000
 
 
-async def test_a_reader_too_far_behind_stops_the_writer() -> None:
-    feed, stopped = Feed(3), []
-    feed.stop = lambda: stopped.append(True)
+class Pen:
+    def __init__(self) -> None:
+        self.paused = False
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def unpause(self) -> None:
+        self.paused = False
+
+
+async def test_a_reader_too_far_behind_holds_the_writer_back() -> None:
+    feed, pen = Feed(3), Pen()
+    feed.hold_back(pen)
+    paused = []
     for index in range(3):
         feed.push(Delta("x", index + 1))
-    await asyncio.sleep(0)
-    assert not stopped
-    feed.push(Delta("x", 4))
-    await asyncio.sleep(0)
-    assert stopped == [True]
-    with pytest.raises(SlowReaderError, match="4 tokens wait to be read, the limit is 3"):
-        await feed.take()
+        paused.append(pen.paused)
+    assert paused == [False, False, True]
+    assert feed.tokens == 3
+    feed.push(Delta("yz", 5))  # was being written
+    assert await feed.take() == [Piece("xxxyz", 5)]
+    assert (pen.paused, feed.tokens) == (False, 0)
 
 
-async def test_taking_makes_room() -> None:
-    feed = Feed(3)
-    for index in range(20):
-        feed.push(Delta("x", index + 1))
-        assert await feed.take() == [Piece("x", 1)]
+async def test_a_feed_that_was_full_before_it_knew_its_writer() -> None:
+    feed, pen = Feed(3), Pen()
+    feed.push(Delta("xxxx", 4))
+    feed.hold_back(pen)
+    before, taken = pen.paused, await feed.take()
+    assert taken == [Piece("xxxx", 4)]
+    assert (before, pen.paused) == (True, False)
+
+
+async def test_a_writer_on_another_thread_waits_and_goes_on() -> None:
+    """Failure test 6: at most ``max_tokens`` wait, however slow the reader, and nothing is lost."""
+    feed, letters, most = Feed(8), 2000, 0
+    go_on = threading.Event()
+
+    class Thread(threading.Thread):
+        def pause(self) -> None:
+            go_on.clear()
+
+        def unpause(self) -> None:
+            go_on.set()
+
+        def run(self) -> None:
+            for index in range(letters):
+                assert go_on.wait(10)
+                feed.push(Delta("x", index + 1))
+            feed.finish()
+
+    writer = Thread()
+    feed.hold_back(writer)
+    go_on.set()
+    writer.start()
+    read = ""
+    while ready := await asyncio.wait_for(feed.take(), 10):
+        read += ready[0].text
+        most = max(most, ready[0].tokens)
+        await asyncio.sleep(0)
+    writer.join()
+    assert len(read) == letters
+    assert most <= 8
 
 
 def test_a_loop_that_is_gone_is_left_alone() -> None:
