@@ -122,3 +122,15 @@ async def test_a_bundle_that_is_none_is_refused(models: FakeModels, tmp_path: Pa
             answer = await refused(server.models.LoadModel(LoadModelRequest(bundle=bundle)))
             assert answer.code is grpc.StatusCode.FAILED_PRECONDITION
             assert answer.info.reason == "BUNDLE_INVALID"
+
+
+async def test_what_a_model_is_doing(models: FakeModels) -> None:
+    models.step_seconds = 0.3
+    async with running(models) as server:
+        calls = [asyncio.ensure_future(server.moderation.Classify(question("x"))) for _ in range(3)]
+        await until(lambda: server.app.registry.guard()[0].users.count == 3)
+        busy = (await server.models.GetModel(GetModelRequest(name="tiny-guard"))).model
+        assert busy.requests == 3 and busy.kv_bytes_in_use > 0
+        await asyncio.gather(*calls)
+        idle = (await server.models.GetModel(GetModelRequest(name="tiny-guard"))).model
+        assert (idle.requests, idle.kv_bytes_in_use) == (0, 0)

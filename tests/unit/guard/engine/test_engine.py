@@ -239,3 +239,58 @@ def test_close_fails_what_is_left(engine: Engine) -> None:
     assert running.closed and not engine.alive
     with pytest.raises(UnavailableError):
         engine.submit(waiting)
+
+
+def test_an_abandoned_engine_leaves_nobody_waiting(engine: Engine) -> None:
+    """Failure test 17: the thread hangs in a job's step; what it brings when it comes back after all is dropped."""
+    hanging, waiting = Steps(1), Steps(1)
+    tickets = [engine.submit(hanging, kv_bytes=60), *(engine.submit(waiting, kv_bytes=60) for _ in range(2))]
+    assert hanging.began.wait(WAIT)
+    began = engine.round_began
+    assert began is not None and began <= time.monotonic()
+    engine.abandon()
+    for ticket in tickets:
+        with pytest.raises(UnavailableError):
+            ticket.future.result(0)
+    with pytest.raises(UnavailableError):
+        engine.submit(waiting)
+    assert not engine.alive
+    engine.close()  # does not wait for the thread
+    hanging.release(1)
+    until = time.monotonic() + WAIT
+    while (engine.round_began is not None or not hanging.closed) and time.monotonic() < until:
+        time.sleep(0.001)
+    assert hanging.closed and not waiting.began.is_set()
+    with pytest.raises(UnavailableError):
+        tickets[0].future.result(0)
+
+
+@pytest.mark.filterwarnings("default::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_tells_everybody(engine: Engine) -> None:
+    """Failure test 17: also those whose turn had come and who had not begun."""
+
+    def crashing(ticket: Ticket[int]) -> Job[int]:
+        yield None
+        if go.wait(WAIT):
+            raise SystemExit
+        return 0
+
+    go = threading.Event()
+    tickets = [engine.submit(crashing), *(engine.submit(Steps(1)) for _ in range(2))]
+    go.set()
+    for ticket in tickets:
+        with pytest.raises(UnavailableError):
+            ticket.future.result(WAIT)
+    assert isinstance(engine.failure, SystemExit)
+    assert not engine.alive and engine.round_began is None
+
+
+def test_an_idle_engine_is_in_no_round(engine: Engine) -> None:
+    steps = Steps(1)
+    steps.release(1)
+    engine.submit(steps).future.result(WAIT)
+    assert idle(engine)
+    until = time.monotonic() + WAIT
+    while engine.round_began is not None and time.monotonic() < until:
+        time.sleep(0.001)
+    assert engine.round_began is None
