@@ -16,6 +16,7 @@ from export.graph.writer import MODEL_FILE
 from export.package import finish_manifest, publish, staging
 from export.parity import check_parity, measure_parity
 from export.quantize.profile import profile
+from export.sign import check_signing_key, sign_bundle
 from export.template_check import check_template
 from guard.bundle import Bundle, open_bundle
 from guard.bundle.guard_format import GuardFormat
@@ -37,7 +38,7 @@ class ExportRequest:
 
     ``revision`` is for the hub. ``max_kl`` (nats) overrides the profile's parity bound; ``parity`` False skips the
     measurement (the manifest then says so). ``threads`` is for the parity run, 0 = the container's CPU quota. ``name``
-    defaults to source and quantization.
+    defaults to source and quantization. ``sign`` is the PEM file of the private key to sign with.
     """
 
     source: str
@@ -52,6 +53,7 @@ class ExportRequest:
     parity: bool = True
     max_kl: float | None = None
     threads: int = 0
+    sign: Path | None = None
 
 
 def export_model(request: ExportRequest, progress: Progress = lambda step, fraction: None) -> Manifest:
@@ -90,8 +92,9 @@ def export_checkpoint(
             progress("comparing with the float32 reference", 1.0)
         progress("hashing and flushing the files", 0.0)
         finish_manifest(directory, manifest)
+        key = None if request.sign is None else sign_bundle(directory, request.sign)
         publish(directory, request.out, request.overwrite)
-    bundle = open_bundle(request.out)
+    bundle = open_bundle(request.out, key)
     progress("hashing and flushing the files", 1.0)
     return bundle.manifest
 
@@ -109,6 +112,8 @@ def _check(request: ExportRequest) -> None:
         raise InvalidInputError("name", "expected up to 128 letters, digits, '.', '_' or '-', a letter or digit first")
     if request.max_kl is not None and not request.max_kl >= 0:
         raise InvalidInputError("max_kl", "expected a number of at least 0")
+    if request.sign is not None:
+        check_signing_key(request.sign)
 
 
 def _guard_format(checkpoint: Checkpoint, task: Task) -> GuardFormat | None:

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from guard.bundle import Bundle, open_bundle
+from guard.bundle import Bundle, BundleKey, open_bundle
 from guard.bundle.manifest import Probe
 from guard.classifier import Classifier
 from guard.engine.engine import Engine
@@ -17,20 +17,30 @@ from guard.errors import BundleError, ModelOutputError
 from guard.generator import Generator
 
 
-def load_guard(directory: str | os.PathLike[str], settings: EngineSettings) -> Classifier:
-    """Open, verify and load a guard bundle; raises BundleError naming what is wrong with it."""
-    bundle, runner = _load(directory, "guard", settings)
+def load_guard(directory: str | os.PathLike[str], settings: EngineSettings, key: BundleKey | None = None) -> Classifier:
+    """Open, verify and load a guard bundle, signed with ``key`` if one is given.
+
+    Raises BundleError naming what is wrong with it.
+    """
+    bundle, runner = _load(directory, "guard", settings, key)
     return Classifier(bundle, runner, Engine(runner, settings, bundle.manifest.name))
 
 
-def load_instruct(directory: str | os.PathLike[str], settings: EngineSettings) -> Generator:
-    """Open, verify and load an instruct bundle; raises BundleError naming what is wrong with it."""
-    bundle, runner = _load(directory, "instruct", settings)
+def load_instruct(
+    directory: str | os.PathLike[str], settings: EngineSettings, key: BundleKey | None = None
+) -> Generator:
+    """Open, verify and load an instruct bundle, signed with ``key`` if one is given.
+
+    Raises BundleError naming what is wrong with it.
+    """
+    bundle, runner = _load(directory, "instruct", settings, key)
     return Generator(bundle, runner, Engine(runner, settings, bundle.manifest.name))
 
 
-def _load(directory: str | os.PathLike[str], task: str, settings: EngineSettings) -> tuple[Bundle, Runner]:
-    bundle = open_bundle(directory)
+def _load(
+    directory: str | os.PathLike[str], task: str, settings: EngineSettings, key: BundleKey | None
+) -> tuple[Bundle, Runner]:
+    bundle = open_bundle(directory, key)
     if bundle.manifest.task != task:
         raise BundleError(f"{directory}: a bundle for {bundle.manifest.task}, expected {task}")
     runner = load_runner(bundle, settings.threads)

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from guard.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest
+from guard.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, BundleKey, check_signed, signed_files
 from guard.errors import BundleError
 
 TOKENIZER_FILE = "tokenizer.json"
 #: A manifest is a few tens of KiB (hundreds of control tokens); refuse to read one that is not.
 MAX_MANIFEST_BYTES = 4 << 20
+#: Files that a manifest does not list.
+_BESIDE = {MANIFEST_FILE, SIGNATURE_FILE}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -44,21 +47,27 @@ class Bundle:
         return None if name is None else (self.directory / name).read_text(encoding="utf-8")
 
 
-def open_bundle(directory: str | os.PathLike[str]) -> Bundle:
-    """Verify the bundle in ``directory`` and return it; raises BundleError naming the file that is wrong."""
-    return verify_bundle(directory, lambda name, done, total: None)
+def open_bundle(directory: str | os.PathLike[str], key: BundleKey | None = None) -> Bundle:
+    """Verify the bundle in ``directory`` and return it; raises BundleError naming the file that is wrong.
+
+    With ``key``, also what is not signed with it, before anything else of the bundle is read.
+    """
+    return verify_bundle(directory, lambda name, done, total: None, key)
 
 
-def verify_bundle(directory: str | os.PathLike[str], progress: Callable[[str, int, int], None]) -> Bundle:
+def verify_bundle(
+    directory: str | os.PathLike[str], progress: Callable[[str, int, int], None], key: BundleKey | None = None
+) -> Bundle:
     """As ``open_bundle``; ``progress(file, bytes_done, bytes_total)`` is called as files are hashed."""
     root = Path(directory)
     if not root.is_dir():
         raise BundleError(f"{root}: not a directory")
-    _check_regular(root / MANIFEST_FILE, MANIFEST_FILE)
-    if (root / MANIFEST_FILE).stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{MANIFEST_FILE}: over {MAX_MANIFEST_BYTES} bytes")
-    data = (root / MANIFEST_FILE).read_bytes()
+    data = _read_small(root, MANIFEST_FILE, MAX_MANIFEST_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    signed = None if key is None else _signed_files(root, digest, key)
     manifest = Manifest.from_json(data)
+    if signed is not None:
+        check_signed(signed, {MANIFEST_FILE: digest, **{name: file.sha256 for name, file in manifest.files.items()}})
     _check_listing(root, manifest)
     total = sum(record.bytes for record in manifest.files.values())
     done = 0
@@ -67,17 +76,25 @@ def verify_bundle(directory: str | os.PathLike[str], progress: Callable[[str, in
         done += record.bytes
         progress(name, done, total)
     _check_references(manifest)
-    return Bundle(root, manifest, hashlib.sha256(data).hexdigest())
+    return Bundle(root, manifest, digest)
+
+
+def _signed_files(root: Path, manifest_digest: str, key: BundleKey) -> dict[str, str]:
+    """File name to SHA-256 by the bundle's signature, which the manifest fits."""
+    signed = signed_files(_read_small(root, SIGNATURE_FILE, MAX_SIGNATURE_BYTES), key)
+    if signed.get(MANIFEST_FILE) != manifest_digest:
+        raise BundleError(f"{MANIFEST_FILE}: not the file that was signed")
+    return signed
 
 
 def _check_listing(root: Path, manifest: Manifest) -> None:
     for name, record in manifest.files.items():
         path = PurePosixPath(name)
-        if path.is_absolute() or len(path.parts) != 1 or name in (MANIFEST_FILE, "..", "."):
+        if path.is_absolute() or len(path.parts) != 1 or name in (*_BESIDE, "..", "."):
             raise BundleError(f"manifest.files.{name}: not a plain file name")
         if not _SHA256.fullmatch(record.sha256):
             raise BundleError(f"manifest.files.{name}.sha256: not a SHA-256")
-    present = {entry.name for entry in os.scandir(root)} - {MANIFEST_FILE}
+    present = {entry.name for entry in os.scandir(root)} - _BESIDE
     for name in sorted(set(manifest.files) - present):
         raise BundleError(f"{name}: listed in the manifest but missing")
     for name in sorted(present - set(manifest.files)):
@@ -92,6 +109,13 @@ def _check_references(manifest: Manifest) -> None:
     for name in needed:
         if name not in manifest.files:
             raise BundleError(f"{name}: used by the bundle but not listed in the manifest")
+
+
+def _read_small(root: Path, name: str, limit: int) -> bytes:
+    _check_regular(root / name, name)
+    if (root / name).stat().st_size > limit:
+        raise BundleError(f"{name}: over {limit} bytes")
+    return (root / name).read_bytes()
 
 
 def _check_regular(path: Path, name: str) -> None:
