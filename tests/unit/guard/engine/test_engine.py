@@ -275,8 +275,12 @@ def test_a_thread_that_dies_tells_everybody(engine: Engine) -> None:
             raise SystemExit
         return 0
 
+    def endless(ticket: Ticket[int]) -> Job[int]:
+        while True:
+            yield None
+
     go = threading.Event()
-    tickets = [engine.submit(crashing), *(engine.submit(Steps(1)) for _ in range(2))]
+    tickets = [engine.submit(crashing), *(engine.submit(endless) for _ in range(2))]
     go.set()
     for ticket in tickets:
         with pytest.raises(UnavailableError):
