@@ -234,7 +234,7 @@ def model_signing(action: str, bundle: Path, *key: str | Path) -> int:
         bundle / SIGNATURE_FILE,
         *key,
     ]
-    return subprocess.run(command, capture_output=True).returncode
+    return subprocess.run([*command, *key], capture_output=True).returncode
 
 
 def test_the_command_of_model_signing_agrees(bundle: Path, key: BundleKey, tmp_path: Path) -> None:
