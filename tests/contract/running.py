@@ -20,6 +20,7 @@ from server.app import App
 from server.drain import StopRequest
 from server.registry import Loader
 from server.settings import Settings
+from server.telemetry.tracing import Tracing
 
 USER = moderation_pb2.ROLE_USER
 ASSISTANT = moderation_pb2.ROLE_ASSISTANT
@@ -46,7 +47,9 @@ class Running:
 
 
 @asynccontextmanager
-async def running(loader: Loader, *, load: bool = True, **settings: Any) -> AsyncIterator[Running]:
+async def running(
+    loader: Loader, *, load: bool = True, tracing: Tracing | None = None, **settings: Any
+) -> AsyncIterator[Running]:
     """A server with both models and no verdict cache, unless ``settings`` say otherwise."""
     defaults: dict[str, Any] = {
         "guard": Path("guard"),
@@ -56,7 +59,7 @@ async def running(loader: Loader, *, load: bool = True, **settings: Any) -> Asyn
         "grace_s": 5.0,
         "cache_entries": 0,  # the same text twice is twice work for the model
     }
-    app = App(Settings(**(defaults | settings)), loader)
+    app = App(Settings(**(defaults | settings)), loader, tracing=tracing)
     await app.start()
     try:
         if load:

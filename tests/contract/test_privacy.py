@@ -144,7 +144,7 @@ async def test_unknown_errors_keep_their_text(
 ) -> None:
     _, classifier = server.app.registry.guard()
 
-    def explode(*_: Any) -> None:
+    def explode(*_: Any, **__: Any) -> None:
         raise RuntimeError(f"cannot read {CANARY}")
 
     monkeypatch.setattr(classifier, "submit", explode)

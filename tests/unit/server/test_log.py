@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import json
 import logging
+import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -47,18 +51,52 @@ def test_an_exception_is_its_type_and_place() -> None:
     assert "secret" not in json.dumps(value)
 
 
-def test_configure_covers_every_logger() -> None:
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     stream, root = io.StringIO(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()  # the handlers of the test runner are not ours to close
+    for module, hook in ((sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")):
+        monkeypatch.setattr(module, hook, getattr(module, hook))  # undone afterwards
     try:
         log.configure(stream)
-        log.event(logging.INFO, "started", port=1)
-        logging.getLogger("other").warning("hello %s", "secret")
+        yield stream
     finally:
         root.handlers[:], root.level = handlers, level
-    first, second = map(json.loads, stream.getvalue().splitlines())
+
+
+def test_configure_covers_every_logger(configured: io.StringIO) -> None:
+    log.event(logging.INFO, "started", port=1)
+    logging.getLogger("other").warning("hello %s", "secret")
+    first, second = map(json.loads, configured.getvalue().splitlines())
     assert (first["event"], first["port"], second["event"]) == ("started", 1, "hello %s")
+
+
+def test_what_ends_a_thread_or_the_process_is_written_without_its_text(configured: io.StringIO) -> None:
+    def fail() -> None:
+        raise ValueError("secret")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    try:
+        fail()
+    except ValueError as error:
+        sys.excepthook(ValueError, error, error.__traceback__)
+    lines = [json.loads(line) for line in configured.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["thread_died", "uncaught"]
+    assert all(line["level"] == "critical" and line["exception"] == "ValueError" for line in lines)
+    assert all(line["at"][-1].startswith(__file__) for line in lines)
+    assert "secret" not in configured.getvalue()
+
+
+def test_what_is_bound_stands_in_every_line_of_a_call_and_no_other() -> None:
+    def call() -> dict[str, Any]:
+        log.bind({"trace_id": "t"})
+        return written(record("guardlet", "x"))
+
+    assert contextvars.copy_context().run(call)["trace_id"] == "t"
+    assert "trace_id" not in written(record("guardlet", "x"))
 
 
 async def test_asyncio_does_not_print_exceptions_of_tasks() -> None:
