@@ -8,6 +8,7 @@ import time
 from collections import ChainMap
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,20 +16,16 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from guard.address import is_local
+from guard.bundle import BundleKey
 from guard.bundle.manifest import Task
 from guard.cache import CacheLimits, VerdictCache
 from guard.classifier import Classifier
+from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
 from guard.errors import GuardError
 from guard.policies import PolicyBook
-from guard.v1 import (
-    generation_pb2,
-    generation_pb2_grpc,
-    model_pb2,
-    model_pb2_grpc,
-    moderation_pb2,
-    moderation_pb2_grpc,
-)
+from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
 from server import log, start
 from server.auth.authenticator import Authenticator
 from server.auth.quota import Quotas
@@ -45,6 +42,7 @@ from server.interceptors.decode import DecodeInterceptor
 from server.interceptors.errors import ErrorInterceptor
 from server.interceptors.telemetry import TelemetryInterceptor
 from server.limits import Gate, Limits
+from server.memory import MemoryPlan
 from server.models import ModelService
 from server.moderation import ModerationService
 from server.policies import check_policies, load_policies
@@ -68,10 +66,16 @@ BROKEN_GRACE_S = 5.0
 class App:
     """One server and its parts. ``start``, then ``load``; ``stop`` ends it.
 
-    Raises SettingsError for its files: policies, callers, certificates.
+    Raises SettingsError for its files: policies, callers, certificates, audit log.
     """
 
-    def __init__(self, settings: Settings, loader: Loader = load_model, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loader: Loader = load_model,
+        memory: MemoryPlan | None = None,
+        tracing: Tracing | None = None,
+    ) -> None:
         """``tracing``: instead of that of the settings."""
         self.settings = settings
         self.policies = load_policies(settings.policies)
@@ -84,8 +88,11 @@ class App:
         self._credentials = None if settings.tls is None else server_credentials(settings.tls)
         self._watching: asyncio.Task[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
-        self.registry = Registry(settings.engine, _prepared(self._timed(loader), self.policies, settings.cache))
+        engine = settings.engine if memory is None else memory.engine
+        self.registry = Registry(engine, _prepared(self._timed(loader), self.policies, settings.cache))
         self.registry.on_change = self._models_changed
+        if memory is not None:
+            self.registry.before_load = memory.check_with
         self.health = Health(["", MODERATION, GENERATION, MODELS])
         self.gates = {
             service: Gate(Limits(settings.max_requests, settings.max_queued_bytes))
@@ -116,6 +123,8 @@ class App:
             self._watching = asyncio.create_task(self.authenticator.watch())
         tls, callers = self._credentials is not None, self.authenticator is not None
         log.event(logging.INFO, "listening", address=self.address, tls=tls, callers_known=callers)
+        if callers and not tls and not is_local(self.address):
+            log.event(logging.WARNING, "credentials_unencrypted", address=self.address)
 
     async def load(self) -> None:
         """Load the models of the settings, then serve. Raises BundleError and what else loading raises."""
@@ -127,12 +136,7 @@ class App:
         await asyncio.gather(*loads)
         self._loaded = True
         self._update_health()
-        log.event(
-            logging.INFO,
-            "ready",
-            address=self.address,
-            models=[entry.name for entry in self.registry.entries()],
-        )
+        log.event(logging.INFO, "ready", address=self.address, models=[entry.name for entry in self.registry.entries()])
 
     @property
     def broken(self) -> bool:
@@ -152,11 +156,11 @@ class App:
             self._watchdog.cancel()
         await self.registry.close()
         self._submitter.close()
+        await self.telemetry.stop()
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-        await self.telemetry.stop()
         log.event(logging.INFO, "stopped")
 
     def _build(self) -> grpc.aio.Server:
@@ -207,14 +211,14 @@ class App:
         self.health.set("", self._loaded and self.registry.healthy)
 
 
-async def serve(settings: Settings, loader: Loader = load_model) -> int:
+async def serve(settings: Settings, loader: Loader = load_model, memory: MemoryPlan | None = None) -> int:
     """Serve until told to stop; returns the exit status: 0, or 1 when a model did not load or an engine is broken.
 
     Raises SettingsError when it cannot listen, or for its policies.
     """
     stop, dead_man = StopRequest(), DeadMan(settings.step_timeout_s)
     stop.install()
-    app = App(settings, loader)
+    app = App(settings, loader, memory)
     await app.start()
     feeding = asyncio.create_task(dead_man.feed())
     loading = asyncio.create_task(app.load())
@@ -242,9 +246,15 @@ async def serve(settings: Settings, loader: Loader = load_model) -> int:
 
 
 def run(settings: Settings) -> int:
-    """``serve`` in a process of its own, with logs as JSON lines on standard error."""
+    """``serve`` in a process of its own, with logs as JSON lines on standard error.
+
+    Raises MemoryPlanError, with the arithmetic, when the memory that is there cannot hold the models.
+    """
     start.begin(settings)
-    return leave(asyncio.run(serve(settings)))
+    memory = MemoryPlan(settings, available_memory())
+    log.event(logging.INFO, "memory_plan", bytes=memory.plan.total, limit=memory.limit, sum=memory.plan.arithmetic())
+    key = None if settings.bundle_key is None else BundleKey.read(settings.bundle_key, "bundle_key")
+    return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
 
 
 def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loader:
@@ -266,16 +276,10 @@ def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loade
 
 def _channel_options(settings: Settings) -> list[tuple[str, int]]:
     return [
-        (
-            "grpc.max_receive_message_length",
-            settings.max_message_bytes,
-        ),  # after decompression
+        ("grpc.max_receive_message_length", settings.max_message_bytes),  # after decompression
         ("grpc.max_metadata_size", 8 << 10),
         ("grpc.absolute_max_metadata_size", 16 << 10),
-        (
-            "grpc.so_reuseport",
-            0,
-        ),  # a second server on the same port fails instead of sharing it in silence
+        ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it in silence
         # A caller whose machine vanished is noticed, and its compute stopped, within a minute and a half.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

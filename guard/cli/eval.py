@@ -20,6 +20,7 @@ from typing import Any
 
 from guard.cli import EXIT_FAILED
 from guard.cli.columns import add_column_options, columns_of
+from guard.cli.credentials import add_credential_options
 from guard.cli.output import add_json_option
 from guard.engine.settings import EngineSettings
 from guard.errors import UnsupportedError
@@ -56,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--compare", type=Path, metavar="FILE", help="another run's predictions.jsonl: agreement with it"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="with --guard (the container's CPUs)")
+    add_credential_options(parser)
     parser.add_argument("--model", default="", metavar="NAME", help="with --address: which guard, if it has several")
     parser.add_argument(
         "--timeout", type=float, default=300, metavar="S", help="with --address: of a batch (%(default)s)"
@@ -94,12 +96,12 @@ def _predictor(args: argparse.Namespace) -> Iterator[Predictor]:
             classifier.close()
         return
     try:
+        from guard.cli.connection import connect
         from guard.cli.remote_predictor import RemotePredictor
-        from guard.client import GuardClient
     except ModuleNotFoundError as error:
         needs = f"--address needs the Python package {error.name}; pip install 'guardlet[client]'"
         raise UnsupportedError(needs) from None
-    with GuardClient(args.address, timeout_s=args.timeout) as client:
+    with connect(args) as client:
         yield RemotePredictor(client, args.model, args.mode, args.threshold)
 
 

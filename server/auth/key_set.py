@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt import PyJWK
 from jwt.exceptions import PyJWTError
 
@@ -28,7 +28,14 @@ MIN_INTERVAL_S = 30.0
 MAX_AGE_S = 24 * 3600.0
 #: NIST SP 800-131A: shorter RSA keys are no longer acceptable for signatures.
 MIN_RSA_BITS = 2048
-_FAMILIES = {"RSA": ("RS", "PS"), "EC": ("ES",), "OKP": ("EdDSA",)}
+#: Kind of key and its curve, to the algorithms that it verifies (RFC 7518, RFC 8037). No symmetric ones.
+_FITTING: dict[tuple[Any, Any], frozenset[str]] = {
+    ("RSA", None): frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}),
+    ("EC", "P-256"): frozenset({"ES256"}),
+    ("EC", "P-384"): frozenset({"ES384"}),
+    ("EC", "P-521"): frozenset({"ES512"}),
+    ("OKP", "Ed25519"): frozenset({"EdDSA"}),
+}
 
 
 class KeySetError(GuardError):
@@ -49,19 +56,21 @@ class KeySet:
         self._algorithms = algorithms
         self._fetch = fetch or read_source
         self._clock = clock
-        self._keys: dict[str, PyJWK] = {}
+        self._keys: dict[tuple[str, str], PyJWK] = {}  # by id and algorithm
         self._asked: float | None = None
         self._answered: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
 
-    async def find(self, kid: str) -> PyJWK | None:
-        """The key of that id. One that is not known may be new: the source is asked, at most once per interval."""
-        known = self._known(kid)
+    async def find(self, kid: str, algorithm: str) -> PyJWK | None:
+        """The key of that id for ``algorithm``. One that is not known may be new: the source is asked, at most once per
+        interval.
+        """
+        known = self._known(kid, algorithm)
         if known is not None:
             return known
         if self._refreshing is not None or self._age(self._asked) >= MIN_INTERVAL_S:
             await self.refresh()
-        return self._known(kid)
+        return self._known(kid, algorithm)
 
     async def refresh(self) -> None:
         """Ask the source now; who calls meanwhile waits for the same answer. A failure is logged and keeps the keys."""
@@ -83,11 +92,11 @@ class KeySet:
         finally:
             self._refreshing = None
 
-    def _load(self) -> dict[str, PyJWK]:
+    def _load(self) -> dict[tuple[str, str], PyJWK]:
         return read_keys(self._fetch(self._source), self._algorithms)
 
-    def _known(self, kid: str) -> PyJWK | None:
-        return self._keys.get(kid) if self._age(self._answered) < MAX_AGE_S else None
+    def _known(self, kid: str, algorithm: str) -> PyJWK | None:
+        return self._keys.get((kid, algorithm)) if self._age(self._answered) < MAX_AGE_S else None
 
     def _age(self, at: float | None) -> float:
         return float("inf") if at is None else self._clock() - at
@@ -110,8 +119,8 @@ def read_source(source: str) -> bytes:
     return bytes(data)
 
 
-def read_keys(data: bytes, algorithms: Collection[str]) -> dict[str, PyJWK]:
-    """Id to key, of those that can verify a signature by one of ``algorithms``; the others are left out.
+def read_keys(data: bytes, algorithms: Collection[str]) -> dict[tuple[str, str], PyJWK]:
+    """Id and algorithm to key, for those of ``algorithms`` that a key can verify; other keys are left out.
 
     Raises KeySetError when ``data`` is no JWKS or no key is left.
     """
@@ -122,29 +131,23 @@ def read_keys(data: bytes, algorithms: Collection[str]) -> dict[str, PyJWK]:
     listed = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(listed, list):
         raise KeySetError("is no JSON Web Key Set")
-    keys = {item["kid"]: key for item in listed if (key := _key(item, algorithms)) is not None}
+    keys = {(item["kid"], key.algorithm_name): key for item in listed for key in _usable(item, algorithms)}
     if not keys:
         raise KeySetError("has no key for the algorithms of oidc.algorithms")
     return keys
 
 
-def _key(item: Any, algorithms: Collection[str]) -> PyJWK | None:
-    """None for a key that is not for us: symmetric, for encryption, without an id, too short, of another algorithm."""
+def _usable(item: Any, algorithms: Collection[str]) -> list[PyJWK]:
+    """One key, once for each algorithm. None of one that is symmetric, for encryption, without an id or too short."""
     if not isinstance(item, dict) or not isinstance(item.get("kid"), str) or item.get("use", "sig") != "sig":
-        return None
-    families = _FAMILIES.get(item.get("kty", ""), ())
-    fitting = [name for name in algorithms if name.startswith(families)] if families else []
-    wanted = item.get("alg") or (fitting[0] if len(fitting) == 1 else None)
+        return []
     try:
-        key = PyJWK(item, algorithm=wanted)
+        fitting = _FITTING.get((item.get("kty"), item.get("crv")), frozenset()).intersection(algorithms)
+        wanted = fitting & {item["alg"]} if "alg" in item else fitting
+        keys = [PyJWK(item, algorithm=algorithm) for algorithm in wanted]
     except (PyJWTError, ValueError, TypeError, KeyError):
-        return None
-    if key.algorithm_name not in fitting:
-        return None
-    public = key.key
-    if isinstance(public, rsa.RSAPublicKey):
-        return key if public.key_size >= MIN_RSA_BITS else None
-    return key
+        return []
+    return [key for key in keys if not isinstance(key.key, RSAPublicKey) or key.key.key_size >= MIN_RSA_BITS]
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -31,19 +31,20 @@ class TokenVerifier:
         return subject
 
     async def _key(self, token: str) -> PyJWK:
-        """The key that the token names. Its algorithm must be the key's own, and so one of those that are pinned."""
+        """The key that the token names, which must be for the token's algorithm, one of those that are pinned."""
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError, RecursionError):
-            raise AuthenticationError("is no key of ours and no readable token") from None
-        if header.get("alg") not in self.settings.algorithms:
+            raise AuthenticationError("neither a key nor a readable token") from None
+        algorithm = header.get("alg")
+        if not isinstance(algorithm, str) or algorithm not in self.settings.algorithms:
             raise AuthenticationError("the token's algorithm is not allowed here")
         kid = header.get("kid")
         if not isinstance(kid, str):
             raise AuthenticationError("the token names no key (kid)")
-        key = await self.keys.find(kid)
+        key = await self.keys.find(kid, algorithm)
         if key is None:
-            raise AuthenticationError("the token's key (kid) is not known, or the issuer's keys cannot be fetched")
+            raise AuthenticationError("no known key of the issuer has the token's kid and algorithm")
         return key
 
 

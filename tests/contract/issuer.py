@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -51,12 +52,17 @@ class Issuer:
 
 
 @contextmanager
-def serving(issuer: Issuer) -> Iterator[str]:
-    """The URL of the keys."""
+def serving(issuer: Issuer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The URL of the keys; over https with ``tls``. /moved redirects to it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             issuer.asked += 1
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/jwks.json")
+                self.end_headers()
+                return
             self.send_response(503 if issuer.down else 200)
             self.end_headers()
             if not issuer.down:
@@ -66,10 +72,12 @@ def serving(issuer: Issuer) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/jwks.json"
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}/jwks.json"
     finally:
         server.shutdown()
         server.server_close()

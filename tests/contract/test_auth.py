@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from guard.v1.moderation_pb2 import ListPoliciesRequest
 from guard.verdict import DecidedBy, Verdict
 from server.auth import authenticator, key_set, keys
 
+from .certificates import Authority
 from .fakes import UNSAFE_MARK, FakeModels
 from .issuer import AUDIENCE, ISSUER, SUBJECT, Issuer, serving
 from .running import Running, question, refused, running, until
@@ -368,6 +370,23 @@ async def test_an_issuer_that_was_never_up(models: FakeModels, callers: Path, is
             token = issuer.token(f"kid-{index}", key=issuer.keys["rsa"], algorithm="RS256")
             assert (await refused(classify(server, token))).code is grpc.StatusCode.UNAUTHENTICATED
         assert issuer.asked == 1
+
+
+async def test_keys_over_https(
+    models: FakeModels, callers: Path, issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failure test 23: an issuer whose certificate is of an authority that nobody trusts has no keys for us."""
+    authority = Authority()
+    pair = authority.server().write(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair["tls_cert"], pair["tls_key"])
+    with serving(issuer, context) as url:
+        with pytest.raises(key_set.KeySetError):
+            await asyncio.to_thread(key_set.read_source, url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.write(tmp_path / "ca.crt")))
+        assert json.loads(await asyncio.to_thread(key_set.read_source, url)) == issuer.jwks()
+        with pytest.raises(key_set.KeySetError, match="HTTP 302"):
+            await asyncio.to_thread(key_set.read_source, url.replace("/jwks.json", "/moved"))
 
 
 async def test_callers_do_not_share_what_they_asked(models: FakeModels, callers: Path) -> None:

@@ -82,6 +82,8 @@ def test_every_part_of_the_question_is_part_of_the_key() -> None:
         cache.key(Conversation((Message(Role.ASSISTANT, "a"),)), Target.PROMPT, policy, "one_pass"),
         VerdictCache(CacheLimits(1), "other digest").key(plain, Target.PROMPT, policy, "one_pass"),
         cache_of().key(plain, Target.PROMPT, policy, "one_pass"),  # another process: another secret
+        cache.key(plain, Target.PROMPT, policy, "one_pass", "a caller"),
+        cache.key(plain, Target.PROMPT, policy, "one_pass", "another caller"),
     ]
     assert len(set(keys)) == len(keys)
     assert keys[0] == cache.key(conversation("a"), Target.PROMPT, Policy(), "one_pass")

@@ -28,10 +28,10 @@ def filled(token_ids: Sequence[int]) -> KvCache:
     return cache
 
 
-def loaded(blocks: PrefixBlocks, token_ids: Sequence[int]) -> int:
+def loaded(blocks: PrefixBlocks, token_ids: Sequence[int], salt: str = "") -> int:
     """How much of ``token_ids`` is known; checks that it is theirs."""
     cache = KvCache(TINY_SHAPE, len(token_ids))
-    count = blocks.load(token_ids, cache)
+    count = blocks.load(token_ids, cache, salt)
     assert count == cache.length
     for array, right in zip(cache.arrays, filled(token_ids).arrays, strict=True):
         np.testing.assert_array_equal(array[:, :, :count], right[:, :, :count])
@@ -46,6 +46,15 @@ def test_the_longest_known_beginning_is_found() -> None:
     assert loaded(blocks, [*first[:100], *ids(100, 1)]) == 96
     assert loaded(blocks, [*first[:31], *ids(100, 1)]) == 0
     assert loaded(blocks, [*first, *ids(100, 1)]) == 192
+
+
+def test_different_salts_share_nothing() -> None:
+    blocks, token_ids = PrefixBlocks(PLENTY), ids(100)
+    blocks.keep(token_ids, filled(token_ids), "one")
+    assert [loaded(blocks, token_ids, salt) for salt in ("one", "two", "", "on", "oneone")] == [96, 0, 0, 0, 0]
+    blocks.keep(token_ids, filled(token_ids))
+    assert [loaded(blocks, token_ids, salt) for salt in ("one", "two", "")] == [96, 0, 96]
+    assert blocks.held_bytes == 6 * BLOCK_BYTES
 
 
 def test_the_same_tokens_at_another_place_are_another_block() -> None:
