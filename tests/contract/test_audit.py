@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from guard.v1.generation_pb2 import GenerateRequest, ModerationOptions, StreamGenerateRequest
 from guard.v1.moderation_pb2 import (
@@ -21,7 +24,9 @@ from guard.v1.moderation_pb2 import (
     StreamClassifyRequest,
     StreamClassifyStart,
 )
+from server.auth import keys
 from server.errors import SettingsError
+from server.telemetry.tracing import Tracing
 
 from .fakes import BROKEN_MARK, UNSAFE_MARK, FakeModels
 from .running import Running, message, question, refused, running
@@ -114,6 +119,37 @@ async def test_every_way_to_a_verdict_is_recorded_and_no_other_call_is(audited: 
         hashed("abcde")  # where the letters begin depends on the prompt
     }
     assert {line["request_id"] for line in lines(file) if "Batch" in line["method"]} == {"b-0", "b.2"}
+
+
+async def test_callers_are_named_and_their_keys_are_nowhere(
+    models: FakeModels, file: Path, key_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = keys.new_key()
+    callers = tmp_path / "callers.yaml"
+    callers.write_text(f'callers:\n  news:\n    keys: ["{keys.key_hash(key)}"]\n')
+    settings: dict[str, Any] = {"audit_file": file, "audit_key_file": key_file, "callers": callers}
+    spans = InMemorySpanExporter()
+    tracing = Tracing(spans, 1.0, batched=False)
+    with caplog.at_level(logging.INFO):
+        async with running(models, metrics_address="127.0.0.1:0", tracing=tracing, **settings) as server:
+            await server.moderation.Classify(question("bread"), metadata=[("authorization", f"Bearer {key}")])
+            answer = await refused(
+                server.moderation.Classify(question("bread"), metadata=[("authorization", f"Bearer {key}x")])
+            )
+            found = await scrape(server)
+    assert answer.code is grpc.StatusCode.UNAUTHENTICATED
+    assert found.value("guard_caller_calls_total", caller="news", grpc_status="OK") == 1
+    assert found.value("guard_caller_calls_total") == 1
+    assert [line["caller"] for line in lines(file)] == ["news"]
+    calls = [getattr(record, "fields", {}) for record in caplog.records if record.msg == "call"]
+    assert [call["caller"] for call in calls] == ["news", None]
+    finished = spans.get_finished_spans()
+    assert [(span.attributes or {}).get("guard.caller") for span in finished if span.kind is SpanKind.SERVER] == [
+        "news",
+        None,
+    ]
+    everything = [str(calls), found.text, file.read_text(), answer.everything, *(span.to_json() for span in finished)]
+    assert not [text for text in everything if key in text]
 
 
 async def test_a_restart_goes_on_in_the_same_file(models: FakeModels, file: Path, key_file: Path) -> None:

@@ -7,8 +7,15 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
+import grpc.aio
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
+    TraceServiceServicer,
+    add_TraceServiceServicer_to_server,
+)
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -165,3 +172,32 @@ async def test_sampling_follows_the_caller_then_the_ratio(
     async with traced(models, ratio) as (server, spans):
         await server.moderation.Classify(question("x"), metadata=[("traceparent", traceparent)] if traceparent else [])
     assert bool(spans.all) == recorded
+
+
+class Collector(TraceServiceServicer):
+    """An OpenTelemetry collector that keeps the names of spans by the service that sent them."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.services: set[str] = set()
+
+    async def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        for resource in request.resource_spans:
+            attributes = {each.key: each.value.string_value for each in resource.resource.attributes}
+            self.services.add(attributes["service.name"])
+            self.names += [span.name for scope in resource.scope_spans for span in scope.spans]
+        return ExportTraceServiceResponse()
+
+
+async def test_spans_reach_a_collector_at_the_latest_when_the_server_stops(models: FakeModels) -> None:
+    collector, receiving = Collector(), grpc.aio.server()
+    add_TraceServiceServicer_to_server(collector, receiving)  # type: ignore[no-untyped-call]
+    port = receiving.add_insecure_port("127.0.0.1:0")
+    await receiving.start()
+    try:
+        async with running(models, trace_endpoint=f"http://127.0.0.1:{port}") as server:
+            await server.moderation.Classify(question("x"))
+        assert sorted(collector.names) == ["guard check", "guard.v1.ModerationService/Classify", "queue"]
+        assert collector.services == {"guardlet"}
+    finally:
+        await receiving.stop(None)
