@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,15 @@ def test_a_whole_file() -> None:
     assert found.oidc is not None
     assert (found.oidc.algorithms, found.oidc.claim, found.oidc.refresh_s) == (("ES256", "EdDSA"), "azp", 60.0)
     assert found.oidc.leeway_s == 0
+
+
+def test_the_example_of_the_documentation() -> None:
+    text = (Path(file.__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    found = read_callers(example, ("lenient",))
+    assert set(found.callers) == {"newsroom", "chat", "batch", "operator"}
+    assert found.callers["operator"].admin
+    assert VALIDATOR.is_valid(yaml.safe_load(example))
 
 
 def test_nothing_is_nobody() -> None:
