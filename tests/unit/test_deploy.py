@@ -1,0 +1,253 @@
+"""What is in deploy/ and the Dockerfile says what the server says: its settings, its plan, its drain.
+
+Those who know the formats better are asked too, where they are installed (`make scan`): hadolint, kubernetes-validate
+and trivy.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from guard.bundle.manifest import Manifest
+from guard.cli.plan import read_size
+from guard.engine.settings import EngineSettings
+from guard.plan import MIB, plan_server
+from server.policies import load_policies
+from server.settings import Settings, load_settings
+from tools.image import missing
+from tools.sizing import PLANNED, manifest, recommended, table
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((KUBERNETES / name).read_text(encoding="utf-8"))
+
+
+def patched() -> dict[str, Any]:
+    """The Deployment with the JSON patch of tls/ applied."""
+    document = copy.deepcopy(read("deployment.yaml"))
+    for operation in read("tls/patch.yaml"):
+        *parents, last = operation["path"].strip("/").split("/")
+        target = document
+        for part in parents:
+            target = target[int(part)] if isinstance(target, list) else target[part]
+        if last == "-":
+            target.append(operation["value"])
+        else:
+            assert (last in target) == (operation["op"] == "replace"), operation
+            target[last] = operation["value"]
+    return document  # type: ignore[no-any-return]
+
+
+def pod(deployment: dict[str, Any]) -> dict[str, Any]:
+    return deployment["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+
+
+def container(deployment: dict[str, Any]) -> dict[str, Any]:
+    (only,) = pod(deployment)["containers"]
+    return only  # type: ignore[no-any-return]
+
+
+def settings_of(deployment: dict[str, Any], tmp_path: Path) -> Settings:
+    """What `guard serve` makes of the ConfigMap and the container's variables."""
+    (tmp_path / "guard.yaml").write_text(read("configmap.yaml")["data"]["guard.yaml"], encoding="utf-8")
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    image = dict(re.findall(r"\b(GUARD_\w+)=(\S+)", dockerfile.partition("ENV")[2]))
+    variables = {entry["name"]: entry["value"] for entry in container(deployment).get("env", [])}
+    return load_settings({}, image | variables, tmp_path / "guard.yaml")
+
+
+@pytest.mark.parametrize("deployment", [read("deployment.yaml"), patched()], ids=["plain", "tls"])
+def test_the_configuration_is_read_by_the_server(deployment: dict[str, Any], tmp_path: Path) -> None:
+    settings = settings_of(deployment, tmp_path)
+    encrypted = deployment != read("deployment.yaml")
+    assert settings.allow_insecure is not encrypted
+    assert (settings.tls is not None) is (settings.callers is not None) is encrypted
+    assert settings.address == "0.0.0.0:50051"
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
+    assert {volume["name"] for volume in pod(deployment)["volumes"]} == mounts.keys()
+    for file in (settings.guard, settings.policies, settings.tls_cert, settings.tls_key, settings.callers):
+        assert file is None or any(file.is_relative_to(mount) for mount in mounts.values()), file
+    (tmp_path / "policies.yaml").write_text(read("configmap.yaml")["data"]["policies.yaml"], encoding="utf-8")
+    assert load_policies(tmp_path / "policies.yaml").default == "standard"
+
+
+def test_the_memory_of_the_pod_is_what_the_plan_says(tmp_path: Path) -> None:
+    deployment = read("deployment.yaml")
+    settings = settings_of(deployment, tmp_path)
+    assert settings.guard is not None and settings.guard.name.endswith("int8") and settings.instruct is None
+    needed = recommended([manifest("1bguard-int8")], settings.kv_cache_mib * MIB)
+    resources = container(deployment)["resources"]
+    assert read_size(resources["limits"]["memory"]) == needed
+    assert resources["requests"] == resources["limits"]
+
+
+def test_the_memory_of_the_compose_file_is_what_the_plan_says() -> None:
+    service = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["guardlet"]
+    kv_bytes = int(service["environment"]["GUARD_KV_CACHE_MIB"]) * MIB
+    needed = recommended([manifest("embedded-guard"), manifest("embedded-instruct")], kv_bytes)
+    assert service["mem_limit"] == service["memswap_limit"] == f"{needed // MIB}m"
+
+
+@pytest.mark.parametrize("row", PLANNED, ids=lambda row: str(row.title))
+def test_what_is_recommended_fits_and_not_much_less_would(row: Any) -> None:
+    manifests = [manifest(name) for name in row.bundles]
+    limit = recommended(manifests, row.kv_bytes)
+    plan = plan_server(manifests, EngineSettings(), 32 * MIB, row.kv_bytes, limit)
+    plan.check(limit)
+    assert limit - plan.total < 0.05 * limit + 64 * MIB
+    assert limit % (64 * MIB) == 0 and math.isclose(limit, plan.total / 0.95, rel_tol=0.15)
+
+
+def test_the_sizes_in_the_documents_are_those_of_the_plan() -> None:
+    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
+    assert table() in text, f"run python -m tools.sizing and paste:\n{table()}"
+
+
+def test_a_pod_that_goes_away_finishes_what_it_has_accepted(tmp_path: Path) -> None:
+    deployment = read("deployment.yaml")
+    settings = settings_of(deployment, tmp_path)
+    patience = pod(deployment)["terminationGracePeriodSeconds"]
+    assert patience >= settings.drain_delay_s + settings.grace_s + 5
+    assert settings.max_deadline_s <= settings.grace_s
+    probe = container(deployment)["readinessProbe"]
+    assert settings.drain_delay_s >= probe["periodSeconds"] * 2  # endpoints change before the first refusal
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["guardlet"]
+    grace = float(compose["environment"]["GUARD_GRACE_S"]) + float(compose["environment"]["GUARD_DRAIN_DELAY_S"])
+    assert float(compose["stop_grace_period"].removesuffix("s")) >= grace + 5
+
+
+def test_probes_ask_for_services_that_there_are() -> None:
+    from server.app import MODELS, MODERATION
+
+    plain = container(read("deployment.yaml"))
+    assert plain["startupProbe"]["grpc"] == {"port": 50051}
+    assert plain["readinessProbe"]["grpc"] == {"port": 50051, "service": MODERATION}
+    assert plain["livenessProbe"]["grpc"] == {"port": 50051, "service": MODELS}
+    encrypted = container(patched())
+    for name, service in (("startupProbe", ""), ("readinessProbe", MODERATION), ("livenessProbe", MODELS)):
+        command = encrypted[name]["exec"]["command"]
+        assert "grpc" not in encrypted[name] and "--tls-ca" in command
+        assert not service or command[-2:] == ["--service", service]
+
+
+@pytest.mark.parametrize("deployment", [read("deployment.yaml"), patched()], ids=["plain", "tls"])
+def test_the_pod_has_no_rights(deployment: dict[str, Any]) -> None:
+    assert container(deployment)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod(deployment)["automountServiceAccountToken"] is False
+    assert pod(deployment)["securityContext"]["runAsUser"] == 65532
+    assert all(mount["readOnly"] for mount in container(deployment)["volumeMounts"])
+    compose = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["guardlet"]
+    assert compose["read_only"] is True and compose["cap_drop"] == ["ALL"]
+    assert compose["security_opt"] == ["no-new-privileges:true"] and compose["user"] == "65532:65532"
+    assert all(port.startswith("127.0.0.1:") for port in compose["ports"])
+
+
+def test_parts_find_each_other() -> None:
+    labels = read("deployment.yaml")["spec"]["template"]["metadata"]["labels"]
+    for selector in (
+        read("deployment.yaml")["spec"]["selector"]["matchLabels"],
+        read("service.yaml")["spec"]["selector"],
+        read("pdb.yaml")["spec"]["selector"]["matchLabels"],
+        read("networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
+    ):
+        assert selector and selector.items() <= labels.items()
+    assert read("hpa.yaml")["spec"]["scaleTargetRef"]["name"] == read("deployment.yaml")["metadata"]["name"]
+    assert set(read("kustomization.yaml")["resources"]) == {
+        path.name for path in KUBERNETES.glob("*.yaml") if path.name != "kustomization.yaml"
+    }
+
+
+def test_the_dockerfile_installs_what_is_locked_and_runs_as_nobody() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert text.count("--require-hashes --no-deps") == 2
+    assert "USER 65532:65532" in text and "HEALTHCHECK" in text and "torch" not in text.partition("\n")[2]
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for name in line.split()}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    kept = {line.removeprefix("!") for line in ignored if line.startswith("!")}
+    assert {name.partition("/")[0] for name in copied - {"${MODELS}"}} <= kept
+
+
+def test_every_package_of_the_image_has_hashes_and_the_versions_that_are_tested() -> None:
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    lock = (ROOT / "deploy" / "requirements.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w.-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", lock, re.MULTILINE)
+    assert len(entries) == len(re.findall(r"^[^# ]", lock, re.MULTILINE)) > 20
+    assert {name: version for name, version, _ in entries if pinned.get(name) != version} == {}
+    assert "torch" not in {name for name, _, _ in entries}
+    assert "://" not in lock and "--index" not in lock
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert missing(for_test=True) == "buildah is not installed"
+
+
+def found(tool: str) -> str:
+    """The path of ``tool``, of this environment or of the machine."""
+    path = shutil.which(tool, path=str(Path(sys.executable).parent)) or shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def rendered(directory: Path) -> list[Path]:
+    """Every manifest on its own, and the Deployment of tls/."""
+    (directory / "deployment-tls.yaml").write_text(yaml.safe_dump(patched()), encoding="utf-8")
+    names = read("kustomization.yaml")["resources"]
+    return [*(KUBERNETES / name for name in names), directory / "deployment-tls.yaml"]
+
+
+def test_hadolint_finds_nothing() -> None:
+    run = subprocess.run([found("hadolint"), str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+def test_kubernetes_would_take_the_manifests(tmp_path: Path) -> None:
+    command = [found("kubernetes-validate"), "--strict"]
+    for path in rendered(tmp_path):
+        run = subprocess.run([*command, str(path)], capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+    misspelt = (KUBERNETES / "pdb.yaml").read_text(encoding="utf-8").replace("maxUnavailable", "maxUnavailible")
+    (tmp_path / "bad.yaml").write_text(misspelt, encoding="utf-8")
+    assert subprocess.run([*command, str(tmp_path / "bad.yaml")], capture_output=True).returncode != 0
+
+
+def test_trivy_finds_nothing(tmp_path: Path) -> None:
+    trivy = found("trivy")
+    scanned = tmp_path / "scanned"
+    scanned.mkdir()
+    for path in [*rendered(tmp_path), ROOT / "Dockerfile"]:
+        shutil.copy(path, scanned)
+    scan = [trivy, "config", "--skip-check-update", "--quiet", "--exit-code", "1", str(scanned)]
+    run = subprocess.run(scan, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    deployment = read("deployment.yaml")
+    container(deployment)["securityContext"]["privileged"] = True
+    (scanned / "deployment.yaml").write_text(yaml.safe_dump(deployment), encoding="utf-8")
+    assert subprocess.run(scan, capture_output=True).returncode == 1
+
+
+def test_the_manifests_of_the_sizes_are_of_the_shape_they_name() -> None:
+    for name in ("1bguard-int8", "1bguard-int4", "1binstruct-int8", "1binstruct-int4"):
+        shape: Manifest = manifest(name)
+        assert (shape.shape.layers, shape.shape.hidden_size, shape.shape.vocab_size) == (16, 2048, 128256)
+        assert shape.quantization.name == name.rpartition("-")[2]
