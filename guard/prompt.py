@@ -171,7 +171,7 @@ def judged_categories(guard_format: GuardFormat, policy: Policy) -> dict[str, st
 def _forgery_pattern(guard_format: GuardFormat) -> re.Pattern[str]:
     """Matches the format's ``<...>`` delimiters anywhere, and its turn labels at the start of any line."""
     trusted = guard_format.opening + guard_format.conversation + guard_format.closing
-    delimiters = set(re.findall(r"<([A-Z][A-Z ]+)>", trusted))
+    delimiters = set(re.findall(r"<(/?[A-Z][A-Z ]+)>", trusted))
     alternatives = "|".join(r"\s+".join(map(re.escape, text.split())) for text in sorted(delimiters)) or r"(?!)"
     labels = f"{re.escape(guard_format.user_role)}|{re.escape(guard_format.assistant_role)}"
     return re.compile(

@@ -199,7 +199,8 @@ class Tagger:
             for prompt in empty:
                 scores.append((yield from self._score(cache, held, prompt, labels)))
                 held = prompt
-            self._preferences[key] = np.log(np.exp(scores).mean(axis=0))
+            # Long labels have probabilities that are no float any more; their logarithms still are.
+            self._preferences[key] = np.logaddexp.reduce(scores, axis=0) - np.log(len(scores))
             if len(self._preferences) > _KEPT_PREFERENCES:
                 self._preferences.popitem(last=False)
         self._preferences.move_to_end(key)
