@@ -89,7 +89,7 @@ class Settings:
     max_queued_tokens: int = 65536
     max_requests: int = 64
     max_queued_mib: float = 16.0
-    deadline_part: float = 0.5
+    deadline_part: float = 0.8
     default_deadline_s: float = 120.0
     max_deadline_s: float = 600.0
     drain_delay_s: float = 2.0

@@ -91,8 +91,11 @@ class CostModel:
 
     def own_s(self, work: Work) -> float:
         """How long a job takes once it has started and is served first: each of its steps takes as long as it takes."""
-        prefill_s = self._prompts.value * work.prompt_tokens * self.token_s
-        return prefill_s + self._texts.value * work.new_tokens * self.step_s
+        return self.prefill_s(work) + self._texts.value * work.new_tokens * self.step_s
+
+    def prefill_s(self, work: Work) -> float:
+        """The part of that for the prompt."""
+        return self._prompts.value * work.prompt_tokens * self.token_s
 
     def engine_s(self, work: Work, done: Done) -> float:
         """What the rest of a job will take of the engine's time: a decode step is shared by all that decode."""

@@ -195,9 +195,12 @@ class Engine:
         cost = self._scheduler.cost
         if ticket.deadline is None or not cost.known:
             return None
-        # As soon as all but ``max_active - 1`` of the jobs before it have ended, it runs beside the rest.
-        must_end = max(0, len(before) - self.settings.max_active + 1)
-        needed_s = cost.own_s(ticket.work) + (sum(before) * must_end / len(before) if must_end else 0.0)
+        # As soon as all but ``max_active - 1`` of the jobs before it have ended, it runs beside the rest. While its
+        # prompt is computed, each of those gets as much; the time of a decode step is that of all of them already.
+        mean_s = sum(before) / len(before) if before else 0.0
+        beside = min(len(before), self.settings.max_active - 1)
+        needed_s = (len(before) - beside) * mean_s + beside * min(mean_s, cost.prefill_s(ticket.work))
+        needed_s += cost.own_s(ticket.work)
         if ticket.submitted + self.settings.deadline_part * needed_s <= ticket.deadline:
             return None
         left_s = ticket.deadline - ticket.submitted

@@ -24,4 +24,4 @@ class EngineSettings:
     prefix_bytes: int = 64 << 20
     prefill_chunk: int = 256
     step_s: float = 0.15
-    deadline_part: float = 0.5
+    deadline_part: float = 0.8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import grpc
 import pytest
 
+from guard.conversation import Conversation, Message, Role
+from guard.generation import GenerateTask
 from guard.v1.generation_pb2 import GenerateRequest, StreamGenerateRequest
 from server.auth import keys
 
 from .fakes import FakeModels
+from .process import ROOT
 from .running import Running, message, question, refused, running, until
 
 KEYS = {name: keys.new_key() for name in ("greedy", "modest", "third")}
@@ -265,3 +269,44 @@ async def test_a_paused_text_ends_when_its_caller_leaves(models: FakeModels) -> 
             call.cancel()
             await until(lambda: generator.engine.jobs == 0 and generator.engine.kv_bytes_in_use == 0)
             assert models.runners["instruct"].steps == steps
+
+
+# ---------------------------------------------------------------------------------------------- clients that vanish
+
+CLIENT = """
+import sys, grpc
+from guard.v1.generation_pb2 import StreamGenerateRequest
+from guard.v1.generation_pb2_grpc import GenerationServiceStub
+from guard.v1.moderation_pb2 import Message, ROLE_USER
+
+stub = GenerationServiceStub(grpc.insecure_channel(sys.argv[1]))
+asked = StreamGenerateRequest(messages=[Message(role=ROLE_USER, content="x")], max_tokens=3000, temperature=0.0)
+parts = [stub.StreamGenerate(asked) for _ in range(12)]
+print(next(parts[0]).model, flush=True)
+for part in parts[0]:
+    pass
+"""
+
+
+async def test_a_client_that_is_killed(models: FakeModels) -> None:
+    """Failure test 4: eight texts are written and four wait; at most one more step, nothing held, none of the four."""
+    models.step_seconds = 0.02
+    async with running(models) as server:
+        _, generator = server.app.registry.instruct()
+        runner, gate = models.runners["instruct"], server.app.gates["guard.v1.GenerationService"]
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CLIENT, server.app.address, stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        )
+        assert client.stdout is not None and await client.stdout.readline()
+        task = GenerateTask(Conversation((Message(Role.USER, "x"),)))
+        eight_prompts = 8 * generator.prompt_tokens(task)
+        await until(lambda: generator.engine.stats.prefill_tokens == eight_prompts, timeout_s=20)
+        await until(lambda: generator.engine.stats.queued == 4)
+        client.kill()
+        await client.wait()
+        await until(lambda: generator.engine.jobs == 0 and gate.requests == 0)
+        assert generator.engine.kv_bytes_in_use == gate.bytes == 0
+        steps = runner.steps
+        await asyncio.sleep(0.2)
+        assert runner.steps == steps
+        assert generator.engine.stats.prefill_tokens == eight_prompts

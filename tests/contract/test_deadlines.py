@@ -24,7 +24,7 @@ def endless(**fields: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("timeout", [None, 60.0])
 async def test_the_servers_deadline_ends_a_call(models: FakeModels, timeout: float | None) -> None:
-    """Without a deadline the default applies, a longer one is cut to the maximum."""
+    """Failure test 8. Without a deadline the default applies, a longer one is cut to the maximum."""
     models.step_seconds = 0.01
     async with running(models, default_deadline_s=0.3, max_deadline_s=0.3) as server:
         _, generator = server.app.registry.instruct()
@@ -44,6 +44,7 @@ async def test_the_servers_deadline_ends_a_call(models: FakeModels, timeout: flo
 
 
 async def test_the_callers_deadline_stops_the_engine(models: FakeModels) -> None:
+    """Failure test 4: the client has left by then."""
     models.step_seconds = 0.01
     async with running(models) as server:
         _, generator = server.app.registry.instruct()
@@ -55,6 +56,7 @@ async def test_the_callers_deadline_stops_the_engine(models: FakeModels) -> None
 
 
 async def test_a_deadline_that_passes_in_the_queue_costs_no_step(models: FakeModels) -> None:
+    """Failure test 3."""
     models.step_seconds = 0.1
     async with running(models) as server:
         _, classifier = server.app.registry.guard()
@@ -71,6 +73,7 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_step(models: FakeMod
 
 
 async def test_queued_calls_whose_caller_left_never_run(models: FakeModels) -> None:
+    """Failure test 4."""
     models.step_seconds = 0.1
     async with running(models) as server:
         _, classifier = server.app.registry.guard()
@@ -86,7 +89,7 @@ async def test_queued_calls_whose_caller_left_never_run(models: FakeModels) -> N
 
 
 async def test_a_slow_submission_is_abandoned(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The caller leaves while the prompt is being tokenized: the ticket that still comes out is cancelled."""
+    """Failure test 4: while the prompt is being tokenized; the ticket that still comes out is cancelled."""
     models.step_seconds = 0.01
     async with running(models) as server:
         _, generator = server.app.registry.instruct()

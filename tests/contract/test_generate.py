@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ from guard.v1.generation_pb2 import (
 
 from .fakes import LETTERS, FakeModels
 from .generating import parts_of, prompt, streamed
+from .process import resident_mib
 from .running import ASSISTANT, SYSTEM, Running, message, question, refused, running, until
 
 
@@ -231,6 +233,7 @@ async def test_responses_share_their_numbers() -> None:
 
 
 async def test_cancel_stops_the_engine_and_frees_its_memory(models: FakeModels) -> None:
+    """Failure test 4."""
     models.step_seconds = 0.01
     async with running(models) as server:
         _, generator = server.app.registry.instruct()
@@ -246,21 +249,32 @@ async def test_cancel_stops_the_engine_and_frees_its_memory(models: FakeModels) 
 
 
 async def test_a_thousand_starts_and_cancels_leave_nothing(server: Running) -> None:
+    """Failure test 5."""
+
     async def start_and_cancel() -> None:
         call = server.generation.StreamGenerate(streamed(max_tokens=100))
         await asyncio.sleep(0)
         call.cancel()
 
-    for _ in range(20):
-        await asyncio.gather(*(start_and_cancel() for _ in range(50)))
+    async def rounds(count: int) -> None:
+        for _ in range(count):
+            await asyncio.gather(*(start_and_cancel() for _ in range(50)))
+        await until(lambda: generator.engine.jobs == 0 and generator.engine.kv_bytes_in_use == 0)
+        await until(lambda: all(gate.requests == gate.bytes == 0 for gate in server.app.gates.values()))
+
     _, generator = server.app.registry.instruct()
-    await until(lambda: generator.engine.jobs == 0)
-    await until(lambda: all(gate.requests == gate.bytes == 0 for gate in server.app.gates.values()))
+    await rounds(5)
+    tasks, resident = len(asyncio.all_tasks()), resident_mib(os.getpid())
+    await rounds(20)
+    await until(lambda: len(asyncio.all_tasks()) <= tasks)
+    assert resident_mib(os.getpid()) - resident < 32
     assert (await server.generation.Generate(prompt(max_tokens=3))).text
 
 
 async def test_a_reader_that_stalls_is_cut_off_and_others_are_not(models: FakeModels) -> None:
-    """The transport takes some hundred messages before a write blocks; from then on text waits, but not for long."""
+    """Failure test 6: the transport takes some hundred messages before a write blocks; then text waits, but not for
+    long.
+    """
     async with running(models, max_unsent_tokens=64, stream_idle_s=0.3) as server:
         _, generator = server.app.registry.instruct()
         options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]

@@ -94,16 +94,21 @@ async def test_a_watcher_does_not_hold_up_the_stop(models: FakeModels) -> None:
 
 
 async def test_health_answers_while_the_engine_is_saturated(models: FakeModels) -> None:
-    models.step_seconds = 0.05
-    async with running(models, max_requests=8) as server:
+    """Failure test 2."""
+    models.step_seconds = 0.2
+    async with running(models, max_requests=16) as server:
         calls = [asyncio.ensure_future(server.moderation.Classify(question("x"))) for _ in range(40)]
-        await until(lambda: server.app.gates[SERVICES[1]].requests == 8)
-        slowest = 0.0
-        for _ in range(20):
+        await until(lambda: server.app.gates[SERVICES[1]].requests == 16)
+        _, classifier = server.app.registry.guard()
+        times = []
+        for _ in range(21):
             began = time.monotonic()
             assert await server.serving(SERVICES[1])
-            slowest = max(slowest, time.monotonic() - began)
-        assert slowest < 0.5
+            times.append(time.monotonic() - began)
+            assert classifier.engine.jobs > 0
+        # A machine that runs tests stalls now and then; benchmarks/load.py measures the slowest.
+        assert sorted(times)[10] < 0.1
+        assert max(times) < 1.0
         await asyncio.gather(*calls, return_exceptions=True)
 
 

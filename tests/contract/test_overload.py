@@ -22,6 +22,7 @@ def check_queue_full(answer: Refusal) -> None:
 
 
 async def test_ten_times_the_capacity(models: FakeModels) -> None:
+    """Failure test 1."""
     models.step_seconds = 0.2
     async with running(models, max_requests=6) as server:
         gate = server.app.gates["guard.v1.ModerationService"]
@@ -58,6 +59,7 @@ async def test_ten_times_the_capacity(models: FakeModels) -> None:
 
 
 async def test_bytes_are_limited_too(models: FakeModels) -> None:
+    """Failure test 1."""
     models.step_seconds = 0.03
     async with running(models, max_message_mib=0.01, max_queued_mib=0.01) as server:
         gate = server.app.gates["guard.v1.ModerationService"]
@@ -71,7 +73,7 @@ async def test_bytes_are_limited_too(models: FakeModels) -> None:
 
 
 async def test_a_full_engine_queue_refuses(models: FakeModels) -> None:
-    """The engine's own limit, behind a gate that is wide open."""
+    """Failure test 1. The engine's own limit, behind a gate that is wide open."""
     models.step_seconds = 0.05
     async with running(models, max_queued=1) as server:
         _, generator = server.app.registry.instruct()
@@ -89,6 +91,7 @@ async def test_a_full_engine_queue_refuses(models: FakeModels) -> None:
 
 
 async def test_generations_do_not_shut_out_judgements(models: FakeModels) -> None:
+    """Failure tests 1 and 2."""
     models.step_seconds = 0.01
     async with running(models, max_requests=4) as server:
         long = GenerateRequest(messages=[message("x")], max_tokens=1000, temperature=0.0)

@@ -128,7 +128,9 @@ async def test_unix_socket(tmp_path: Path) -> None:
 
 
 async def test_memory_stays_flat_under_bombs_and_crowds() -> None:
-    """Oversize and gzip bombs are refused before they are unpacked; a crowd of refused calls leaves nothing."""
+    """Failure tests 1 and 9: gzip bombs are refused before they are unpacked, and a crowd of refused calls leaves
+    nothing.
+    """
     async with started(FAKE_STEP_SECONDS="0.001") as process:
         client = await ready(process)
         for _ in range(50):

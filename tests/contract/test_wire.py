@@ -39,6 +39,7 @@ async def send(server: Running, method: str, data: bytes) -> bytes:
 @pytest.mark.parametrize("data", [TRUNCATED, INVALID_UTF8, GROUP_BOMB], ids=["truncated", "utf8", "groups"])
 @pytest.mark.parametrize("method", METHODS)
 async def test_unreadable_requests_are_invalid_and_leak_nothing(server: Running, method: str, data: bytes) -> None:
+    """Failure test 10."""
     if data is INVALID_UTF8 and method.endswith("ListModels"):
         data = b"\x12\x02\xff\xfe"  # its field 1 is a number
     if data is INVALID_UTF8 and method.endswith("BatchClassify"):
@@ -56,6 +57,7 @@ async def test_unreadable_requests_are_invalid_and_leak_nothing(server: Running,
     ["/guard.v1.ModerationService/StreamClassify", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"],
 )
 async def test_unreadable_requests_in_streams(server: Running, method: str) -> None:
+    """Failure test 10."""
     call = server.channel.stream_stream(method)(timeout=5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call.write(TRUNCATED)
@@ -66,12 +68,14 @@ async def test_unreadable_requests_in_streams(server: Running, method: str) -> N
 
 
 async def test_unknown_fields_are_ignored(server: Running) -> None:
+    """Failure test 10."""
     data = question("bread").SerializeToString() + b"\xfa\x7f\x03new"  # field 2047
     answer = moderation_pb2.ClassifyResponse.FromString(await send(server, CLASSIFY, data))
     assert answer.verdict == moderation_pb2.VERDICT_SAFE
 
 
 async def test_oversize_request(models: FakeModels) -> None:
+    """Failure test 9."""
     async with running(models, max_message_mib=0.25) as server:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await server.moderation.Classify(question("x" * (300 << 10)))
@@ -81,6 +85,7 @@ async def test_oversize_request(models: FakeModels) -> None:
 
 
 async def test_gzip_bomb(server: Running) -> None:
+    """Failure test 9."""
     bomb = question("x" * (32 << 20))
     async with grpc.aio.insecure_channel(server.app.address, options=[("grpc.max_send_message_length", -1)]) as channel:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -90,6 +95,7 @@ async def test_gzip_bomb(server: Running) -> None:
 
 
 async def test_huge_metadata(server: Running) -> None:
+    """Failure test 9."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await server.moderation.Classify(question("bread"), metadata=(("x-big", "y" * 20_000),))
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

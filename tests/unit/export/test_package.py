@@ -58,6 +58,7 @@ def test_a_bundle_appears_whole_with_the_hash_of_every_file(tmp_path: Path) -> N
 
 
 def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
+    """Failure test 21."""
     with pytest.raises(KeyError), staging(tmp_path / "bundle", overwrite=False) as directory:
         (directory / "half").write_bytes(b"x")
         raise KeyError
@@ -65,6 +66,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_a_bundle_error_and_leaves_nothing(tmp_path: Path) -> None:
+    """Failure test 21."""
     with pytest.raises(BundleError, match="No space left"), staging(tmp_path / "bundle", overwrite=False) as directory:
         (directory / "half").write_bytes(b"x")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -91,6 +93,7 @@ def test_overwriting_replaces_a_bundle_whole(tmp_path: Path) -> None:
 
 
 def test_a_failed_overwrite_keeps_the_old_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failure test 21."""
     destination = tmp_path / "bundle"
     write_bundle(destination, b"old")
     rename = os.rename
@@ -151,6 +154,7 @@ def _write_forever(destination: Path, started: str) -> None:
 
 
 def test_a_killed_export_leaves_no_destination_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    """Failure test 21."""
     destination, started = tmp_path / "out" / "bundle", tmp_path / "started"
     process = multiprocessing.get_context("spawn").Process(target=_write_forever, args=(destination, str(started)))
     process.start()

@@ -201,5 +201,6 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damage_is_refused_and_never_allocates(original: bytes, tmp_path: Path, data: st.DataObject) -> None:
+    """Failure test 20."""
     broken = data.draw(damaged(original, len(original)))
     check_refusal_or_success(_read_all, broken, tmp_path / "x.gguf", peak_bytes=1 << 20)

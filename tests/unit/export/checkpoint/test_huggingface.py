@@ -73,12 +73,14 @@ def test_name_and_revision_can_be_given(tiny: Path) -> None:
 
 
 def test_a_missing_tensor_is_named(tiny_copy: Path) -> None:
+    """Failure test 20."""
     change_tensors(tiny_copy, {"model.layers.1.mlp.up_proj.weight": None})
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
         open_directory(tiny_copy)
 
 
 def test_a_wrong_shape_is_named(tiny_copy: Path) -> None:
+    """Failure test 20."""
     change_tensors(tiny_copy, {"model.norm.weight": np.ones(63, np.float16)})
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight has shape \(63,\), config says \(64,\)"):
         open_directory(tiny_copy)

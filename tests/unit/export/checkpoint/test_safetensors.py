@@ -121,6 +121,7 @@ GOOD = {"a": entry("F32", [2], 0, 8), "b": entry("F16", [2, 2], 8, 16)}
 def test_headers_that_do_not_fit_are_refused(
     tmp_path: Path, header: Header, data_bytes: int, error: type[Exception], named: str
 ) -> None:
+    """Failure test 20: overlapping offsets, wrong types and sizes."""
     with pytest.raises(error, match=rf"x\.safetensors.*{named}"):
         open_file(write(tmp_path / "x.safetensors", header, bytes(data_bytes)))
 
@@ -145,11 +146,13 @@ def test_headers_that_are_not_strict_json_are_refused(tmp_path: Path, text: byte
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**40, MAX_HEADER_BYTES + 1, 100])
 def test_a_giant_header_is_refused_before_it_is_read(tmp_path: Path, length: int) -> None:
+    """Failure test 20."""
     with pytest.raises(CheckpointError, match=f"a header of {length} bytes"):
         open_file(write(tmp_path / "x.safetensors", b"{}", length=length))
 
 
 def test_a_giant_header_in_a_sparse_file_is_refused(tmp_path: Path) -> None:
+    """Failure test 20."""
     path = write(tmp_path / "x.safetensors", b"{}", length=MAX_HEADER_BYTES + 1)
     with path.open("r+b") as file:
         file.truncate(1 << 40)
@@ -177,6 +180,7 @@ def _original() -> bytes:
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=damaged(_original(), len(_original())))
 def test_damage_is_refused_and_never_allocates(tmp_path: Path, data: bytes) -> None:
+    """Failure test 20."""
     check_refusal_or_success(_read_all, data, tmp_path / "x.safetensors", peak_bytes=1 << 20)
 
 
@@ -230,6 +234,7 @@ def test_an_index_that_does_not_fit_is_refused(sharded: Path, weight_map: Any, n
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
 def test_pickles_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Failure test 20."""
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(UnsupportedError, match=rf"{name}: pickle"):
         open_safetensors(FileReader(tmp_path))
