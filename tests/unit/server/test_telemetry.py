@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import server.telemetry
 from server.errors import SettingsError
 from server.settings import Settings
 from server.telemetry.collector import resident_bytes
@@ -102,6 +103,7 @@ def test_tracing_without_its_extra_is_refused_by_name(monkeypatch: pytest.Monkey
     for module in [name for name in sys.modules if name.partition(".")[0] == "opentelemetry"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.delitem(sys.modules, "server.telemetry.tracing", raising=False)
+    monkeypatch.delattr(server.telemetry, "tracing", raising=False)  # the package remembers it too
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(SettingsError, match=r"trace_endpoint: needs OpenTelemetry; pip install 'guardlet\[otel\]'"):
         Telemetry(TelemetrySettings(trace_endpoint="http://127.0.0.1:4317"), None, {})
