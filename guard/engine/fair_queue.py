@@ -3,7 +3,7 @@
 Each caller's jobs keep their order; among callers, the one who has been given least goes next, counted in tokens. That
 is start-time fair queuing (Goyal, Vin, Cheng, SIGCOMM 1996): while two callers wait, what they were given differs by at
 most one job of each, however many jobs they send. Room is shared by a dynamic threshold (Choudhury, Hahne, IEEE/ACM
-Transactions on Networking 1998), so that one caller alone never fills a queue of five places or more.
+Transactions on Networking 1998), so that one caller alone never fills it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 from guard.engine.sequence import Ticket
 
-#: A caller may hold this many places for each one that is free: alone 4/5 of all, two callers 4/9 each.
+#: A caller may hold this many places for each one that is left: alone 4/5 of all, two callers 4/9 each.
 PLACES_FOR_EACH_FREE = 4
 
 
 def has_share(held: int, wanted: int, free: int) -> bool:
     """Whether a caller who holds ``held`` places may have ``wanted`` more while ``free`` are left for everybody."""
-    return held + wanted <= PLACES_FOR_EACH_FREE * free
+    return held + wanted <= PLACES_FOR_EACH_FREE * (free - wanted)
 
 
 @dataclass

@@ -62,3 +62,37 @@ def test_a_permit_grows_with_what_a_stream_sends() -> None:
         permit.add(30)
         assert (gate.requests, gate.bytes) == (1, 100)
     assert gate.requests == gate.bytes == 0
+
+
+def test_no_caller_gets_all_the_room() -> None:
+    gate, inside = Gate(Limits(requests=20, bytes=10_000)), contextlib.ExitStack()
+    with inside:
+        while True:
+            try:
+                inside.enter_context(gate.admit(10, "greedy"))
+            except OverloadedError as error:
+                assert "the rest of the room is for others" in str(error)
+                break
+        assert gate.requests == 16
+        for caller in ("b", "c", "d", "e"):
+            inside.enter_context(gate.admit(10, caller))
+        with pytest.raises(OverloadedError, match="the limit"):
+            inside.enter_context(gate.admit(10, "f"))
+    with inside:
+        for _ in range(20):  # nobody in particular may have everything
+            inside.enter_context(gate.admit(10))
+    assert gate.requests == gate.bytes == 0
+    assert not gate._requests_of and not gate._bytes_of
+
+
+def test_bytes_are_shared_too() -> None:
+    gate = Gate(Limits(requests=100, bytes=1000))
+    with gate.admit(900, "first"), pytest.raises(OverloadedError, match="no room"), gate.admit(90, "first"):
+        pass
+    with gate.admit(500, "greedy") as permit:
+        permit.add(200)
+        with pytest.raises(OverloadedError, match="no room"):
+            permit.add(300)
+        with gate.admit(290, "modest"):
+            assert gate.bytes == 990
+    assert gate.bytes == 0

@@ -298,3 +298,73 @@ def test_an_idle_engine_is_in_no_round(engine: Engine) -> None:
     while engine.round_began is not None and time.monotonic() < until:
         time.sleep(0.001)
     assert engine.round_began is None
+
+
+def test_a_paused_job_waits_without_turning_in_circles(engine: Engine) -> None:
+    steps, other = Steps(4), Steps(1)
+    ticket = engine.submit(steps, kv_bytes=40)
+    steps.release(1)
+    assert steps.began.wait(WAIT)
+    ticket.pause()
+    steps.release(3)
+    while steps.done == 0:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    done, cpu_s = steps.done, time.process_time()
+    assert done <= 2  # the step that was running when it was paused
+    time.sleep(0.3)
+    assert time.process_time() - cpu_s < 0.2
+    assert steps.done == done and engine.kv_bytes_in_use == 40 and engine.jobs == 1
+    other.release(1)
+    assert engine.submit(other).future.result(WAIT) == 1
+    ticket.unpause()
+    assert ticket.future.result(WAIT) == 4
+    assert idle(engine)
+
+
+def test_paused_jobs_leave_their_turns_to_others(engine: Engine) -> None:
+    """More of them than may run at a time."""
+    paused = []
+    for _ in range(4):
+        steps = Steps(9)
+        steps.release(1)
+        paused.append(engine.submit(steps))
+        assert steps.began.wait(WAIT)
+        paused[-1].pause()
+        steps.release(8)
+    quick = Steps(1)
+    quick.release(1)
+    assert engine.submit(quick).future.result(WAIT) == 1
+    for ticket in paused:
+        ticket.unpause()
+    assert [ticket.future.result(WAIT) for ticket in paused] == [9] * 4
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_paused_job_ends_when_nobody_waits_for_it(engine: Engine, late: bool) -> None:
+    steps = Steps(100)
+    ticket = engine.submit(steps, kv_bytes=40)
+    assert steps.began.wait(WAIT)
+    ticket.pause()
+    steps.release(1)
+    if late:
+        ticket.deadline = time.monotonic() + 0.05
+    else:
+        ticket.cancel()
+    with pytest.raises(DeadlineError if late else CancelledError):
+        ticket.future.result(WAIT)
+    assert steps.done <= 1 and steps.closed and idle(engine)
+
+
+def test_callers_take_turns_in_the_queue(engine: Engine) -> None:
+    log: list[str] = []
+    blockers = [Steps(1), Steps(1)]
+    tickets = [engine.submit(steps, kv_bytes=50) for steps in blockers]
+    assert all(steps.began.wait(WAIT) for steps in blockers[:1])
+    waiting = [Steps(1, log, name) for name in "aab"]
+    tickets += [engine.submit(steps, kv_bytes=100, caller=steps._name) for steps in waiting]
+    for steps in blockers + waiting:
+        steps.release(1)
+    for ticket in tickets:
+        ticket.future.result(WAIT)
+    assert log == ["a", "b", "a"]
