@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 from guard.bundle.manifest import Manifest, Task
 from guard.classifier import Classifier
+from guard.engine.memory import give_back
 from guard.engine.settings import EngineSettings
 from guard.errors import InvalidInputError, ModelNotLoadedError, UnavailableError
 from guard.generator import Generator
@@ -186,7 +186,7 @@ class Registry:
         async with self._one_at_a_time:
             if self._down.get(down.name) is not down:
                 return False
-            await asyncio.to_thread(gc.collect)  # the dead model's memory, before there is a second one
+            await asyncio.to_thread(give_back)  # the dead model's memory, before there is a second one
             model = await self._open(down.directory, down.task)
             if self._down.get(down.name) is not down:
                 await asyncio.to_thread(model.close)
@@ -215,6 +215,12 @@ class Registry:
                     await asyncio.sleep(_POLL_S)
         await asyncio.to_thread(entry.model.close)
         self._leaving = [other for other in self._leaving if other.model is not entry.model]
+        self._start(self._give_back())
+
+    async def _give_back(self) -> None:
+        """Once nothing refers to a closed model any more."""
+        await asyncio.sleep(_POLL_S)
+        await asyncio.to_thread(give_back)
 
     def _check_names(self, task: Task, name: str, replaces: str) -> None:
         if replaces:
