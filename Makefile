@@ -139,6 +139,10 @@ bench-generation: models models/embedded-instruct-none/manifest.json models/embe
 bench-load: $(RUNTIME) models ## more work than a server can do: goodput, refusals, health, memory, for docs/benchmarks (about 5 minutes)
 	@$(BIN)/python -m benchmarks.load $(SERVE_FLAGS) --out docs/benchmarks
 
+.PHONY: soak
+soak: $(RUNTIME) models ## mixed traffic, faults and reloads for MINUTES=10: what was wrong, lost, or grew
+	@$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
 .PHONY: bench-1b
 bench-1b: $(RUNTIME) ## export and serve a random checkpoint of the 1B shape (about 10 minutes, 10 GB of disk)
 	@$(BIN)/python -m benchmarks.export_1b

@@ -1,0 +1,1 @@
+"""Hours of mixed traffic with faults against a real server: what is lost, what is wrong, what grows."""
