@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.app import run as run_server
 from server.print_config import described
-from server.settings import load_with_sources
+from server.settings_sources import load_with_sources
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from server.start import begin
 from server.telemetry import tracing
 

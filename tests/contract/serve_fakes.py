@@ -20,7 +20,7 @@ from guard.engine.settings import EngineSettings
 from server import log
 from server.app import serve
 from server.registry import Model
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from server.watchdog import leave
 
 from .fakes import FakeModels, crash

@@ -23,7 +23,8 @@ from guard.cli.plan import read_size
 from guard.engine.settings import EngineSettings
 from guard.plan import MIB, plan_server
 from server.policies import load_policies
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 from tools.image import missing
 from tools.sizing import PLANNED, manifest, recommended, table
 

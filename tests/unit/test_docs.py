@@ -10,7 +10,8 @@ from pathlib import Path
 
 from guard.cli import COMMANDS
 from guard.v1.generation_pb2 import GenerateRequest
-from server.settings import PREFIX, Settings
+from server.settings import Settings
+from server.settings_sources import PREFIX
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,7 +8,8 @@ import yaml
 
 from guard.cli import main
 from server.print_config import HIDDEN, described
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 
 
 def test_it_says_what_would_be_used_and_why(

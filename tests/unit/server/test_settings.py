@@ -8,7 +8,8 @@ import pytest
 
 from guard.address import is_local
 from server.errors import SettingsError
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 
 GUARD: dict[str, Any] = {"guard": Path("g")}
 
