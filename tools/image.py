@@ -60,7 +60,7 @@ def build(options: Sequence[str] = ()) -> None:
         _ensure(base)
     print("==> building", flush=True)
     # The docker format has health checks, the OCI format has not. A chroot needs no daemon and no network of its own.
-    fixed = ["--pull-never", "--isolation=chroot", "--network=host", "--format=docker", "--layers", f"--tag={TAG}"]
+    fixed = ["--pull-never", "--isolation=chroot", "--network=host", "--format=docker", f"--tag={TAG}"]
     buildah("build", *fixed, *options, str(ROOT))
 
 
