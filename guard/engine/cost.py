@@ -6,10 +6,13 @@ apart: seconds for a prefilled token and for a decode step, and the part of what
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
-#: Weight of the newest step in the running means of times.
-_NEWEST = 0.3
+#: Steps whose median is what a step takes: one that the machine held up does not count.
+_STEPS = 15
 #: Steps of fewer tokens tell what a step costs rather than what a token does.
 _SMALLEST_CHUNK = 16
 #: What an older job counts against the next one in the learned parts: about the last twenty matter.
@@ -61,7 +64,8 @@ class CostModel:
     def __init__(self) -> None:
         self.token_s = 0.0  # of a prefilled token
         self.step_s = 0.0  # of a decode step, at the batch sizes of late
-        self._rows = 1.0  # of a decode step, of late
+        self._rows = 1.0  # of a decode step
+        self._token_times, self._step_times, self._step_rows = (deque[float](maxlen=_STEPS) for _ in range(3))
         self._prompts, self._texts = _Part(), _Part()
         self._jobs = 0
 
@@ -73,13 +77,14 @@ class CostModel:
     def note_prefill(self, tokens: int, seconds: float) -> None:
         """A chunk of a prompt was computed."""
         if tokens >= _SMALLEST_CHUNK or not self.token_s:
-            self.token_s += (_NEWEST if self.token_s else 1.0) * (seconds / tokens - self.token_s)
+            self._token_times.append(seconds / tokens)
+            self.token_s = median(self._token_times)
 
     def note_decode(self, rows: int, seconds: float) -> None:
         """A decode step of ``rows`` sequences was made."""
-        first = not self.step_s
-        self.step_s += (1.0 if first else _NEWEST) * (seconds - self.step_s)
-        self._rows += (1.0 if first else _NEWEST) * (rows - self._rows)
+        self._step_times.append(seconds)
+        self._step_rows.append(rows)
+        self.step_s, self._rows = median(self._step_times), median(self._step_rows)
 
     def note_job(self, work: Work, done: Done) -> None:
         """A job has ended with a result."""
@@ -91,14 +96,23 @@ class CostModel:
 
     def own_s(self, work: Work) -> float:
         """How long a job takes once it has started and is served first: each of its steps takes as long as it takes."""
-        return self.prefill_s(work) + self._texts.value * work.new_tokens * self.step_s
+        return self._prefill_s(work) + self._texts.value * work.new_tokens * self.step_s
 
-    def prefill_s(self, work: Work) -> float:
-        """The part of that for the prompt."""
-        return self._prompts.value * work.prompt_tokens * self.token_s
+    def wait_s(self, work: Work, before: Sequence[float], max_active: int) -> float:
+        """How long a job waits for others, if those that come ``before`` it will take so many seconds of the engine.
+
+        It starts when all but ``max_active - 1`` of them have ended. The rest run beside it: while its prompt is
+        computed, each of them gets as much of the engine; the time of a decode step is that of all of them already.
+        """
+        mean_s = sum(before) / len(before) if before else 0.0
+        beside = min(len(before), max_active - 1)
+        return (len(before) - beside) * mean_s + beside * min(mean_s, self._prefill_s(work))
 
     def engine_s(self, work: Work, done: Done) -> float:
         """What the rest of a job will take of the engine's time: a decode step is shared by all that decode."""
         prompt_tokens = max(0.0, self._prompts.value * work.prompt_tokens - done.prompt_tokens)
         steps = max(0.0, self._texts.value * work.new_tokens - done.steps)
         return prompt_tokens * self.token_s + steps * self.step_s * work.choices / max(self._rows, work.choices)
+
+    def _prefill_s(self, work: Work) -> float:
+        return self._prompts.value * work.prompt_tokens * self.token_s

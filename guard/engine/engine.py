@@ -31,6 +31,8 @@ from guard.errors import (
 
 #: Seconds between two looks when nothing can run: callers may have left, and deadlines passed.
 _LOOK_S = 0.1
+#: Seconds after which an idle engine takes any job: whoever is refused teaches nothing about what jobs cost now.
+_STALE_S = 3.0
 
 
 def retry_after(seconds: float) -> float:
@@ -56,6 +58,7 @@ class Engine:
         self.round_began: float | None = None
         #: What its thread died of.
         self.failure: BaseException | None = None
+        self._retired = 0.0  # when a job last ended, time.monotonic() seconds
         self._job_seconds = 0.0  # of the last finished job, to tell refused callers when to come back
         self._thread = threading.Thread(target=self._run, name=f"engine-{name}", daemon=True)
         self._thread.start()
@@ -193,17 +196,13 @@ class Engine:
             waiting = f"{len(self._queued)} requests of {self._queued.tokens} tokens are waiting"
             return OverloadedError(f"{waiting}, there is no room for this one", retry_after(sum(before)))
         cost = self._scheduler.cost
-        if ticket.deadline is None or not cost.known:
+        stale = not before and ticket.submitted - self._retired > _STALE_S
+        if ticket.deadline is None or not cost.known or stale:
             return None
-        # As soon as all but ``max_active - 1`` of the jobs before it have ended, it runs beside the rest. While its
-        # prompt is computed, each of those gets as much; the time of a decode step is that of all of them already.
-        mean_s = sum(before) / len(before) if before else 0.0
-        beside = min(len(before), self.settings.max_active - 1)
-        needed_s = (len(before) - beside) * mean_s + beside * min(mean_s, cost.prefill_s(ticket.work))
-        needed_s += cost.own_s(ticket.work)
-        if ticket.submitted + self.settings.deadline_part * needed_s <= ticket.deadline:
-            return None
+        needed_s = cost.wait_s(ticket.work, before, self.settings.max_active) + cost.own_s(ticket.work)
         left_s = ticket.deadline - ticket.submitted
+        if self.settings.deadline_part * needed_s <= left_s:
+            return None
         return DeadlineError(f"the answer would take about {needed_s:.2g} s, the deadline leaves {left_s:.2g} s")
 
     def _before(self, ticket: Ticket[Any]) -> list[float]:
@@ -222,8 +221,7 @@ class Engine:
     def _wait_for_work(self) -> list[Ticket[Any]] | None:
         """The jobs to start now, once there is anything to do; None when the engine is closed.
 
-        None of them after ``_LOOK_S`` when those that are there wait for memory that is held, or for slow readers:
-        callers may have left meanwhile.
+        None of them after ``_LOOK_S`` when all wait for held memory or slow readers: callers may have left meanwhile.
         """
         with self._changed:
             while not self._closed:
@@ -260,6 +258,8 @@ class Engine:
 
     def _retire(self, tickets: list[Ticket[Any]]) -> None:
         with self._changed:
+            if tickets:
+                self._retired = time.monotonic()
             for ticket in tickets:
                 self._active -= 1
                 self._budget.give(ticket.kv_bytes)

@@ -7,6 +7,7 @@ from concurrent.futures import CancelledError as FutureCancelledError
 
 import pytest
 
+from guard.engine.cost import Done, Work
 from guard.engine.engine import Engine
 from guard.engine.sequence import Float32, Job, Ticket
 from guard.engine.settings import EngineSettings
@@ -368,3 +369,25 @@ def test_callers_take_turns_in_the_queue(engine: Engine) -> None:
     for ticket in tickets:
         ticket.future.result(WAIT)
     assert log == ["a", "b", "a"]
+
+
+def test_an_estimate_is_not_believed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused teaches nothing, so an idle engine looks again after a while."""
+    monkeypatch.setattr("guard.engine.engine._STALE_S", 0.3)
+    engine = Engine(FakeRunner(no_model), EngineSettings(), "test")
+    try:
+        for _ in range(9):
+            steps = Steps(1)
+            steps.release(1)
+            assert engine.submit(steps, work=Work(10)).future.result(WAIT) == 1
+        engine._scheduler.cost.note_job(Work(10), Done(10))
+        engine._scheduler.cost.note_prefill(100, 1e6)
+        soon = time.monotonic() + 1000
+        with pytest.raises(DeadlineError, match="the deadline leaves 1e"):
+            engine.submit(Steps(1), deadline=soon, work=Work(1000))
+        time.sleep(0.35)
+        steps = Steps(1)
+        steps.release(1)
+        assert engine.submit(steps, deadline=soon, work=Work(1000)).future.result(WAIT) == 1
+    finally:
+        engine.close()
