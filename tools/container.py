@@ -105,8 +105,8 @@ class Container:
         return self._process.wait(timeout_s)
 
     def _command(self, command: list[str]) -> list[str]:
-        host = self._environment | {"GUARD_ADDRESS": self.address}
-        variables = [*self._config["Env"], *(f"{name}={value}" for name, value in host.items())]
+        own = {"GUARD_ADDRESS": self.address} | self._environment
+        variables = [*self._config["Env"], *(f"{name}={value}" for name, value in own.items())]
         if not any(variable.startswith("PATH=") for variable in variables):
             variables.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")  # a runtime's own
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
