@@ -10,7 +10,7 @@ from benchmarks.soak.run import MIB, described, environment, soak
 from benchmarks.soak.traffic import read_items
 from guard.engine.memory import available_memory
 from server.memory import MemoryPlan
-from server.settings import load_settings
+from server.settings_sources import load_settings
 from tools.server_process import ServerProcess
 
 _KV_CACHE_MIB = 192

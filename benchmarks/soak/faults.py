@@ -17,6 +17,8 @@ from guard.v1 import moderation_pb2
 _LONG_TOKENS = 256
 #: What an error may be called; INTERNAL and UNKNOWN are bugs whatever was sent.
 ALLOWED = frozenset(grpc.StatusCode) - {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DATA_LOSS}
+#: INTERNAL in these words is the client's own gRPC library: it was writing when the call ended.
+OWN_FAILURE = "Internal error from Core"
 #: Who reads nothing is waited for so long.
 _SLOW_S = 3.0
 

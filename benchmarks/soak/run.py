@@ -13,7 +13,7 @@ from random import Random
 import grpc
 import grpc.aio
 
-from benchmarks.soak.faults import ALLOWED, FAULTS, open_files, resident_bytes
+from benchmarks.soak.faults import ALLOWED, FAULTS, OWN_FAILURE, open_files, resident_bytes
 from benchmarks.soak.traffic import JUDGING, MIX, TIMEOUT_S, Item, Known, Stubs, classify, learn, prompt
 from guard.v1 import model_pb2
 from tools.server_process import ServerProcess
@@ -29,7 +29,8 @@ _LARGE_TOKENS = 4000
 @dataclass
 class Result:
     """Counts of a soak. ``wrong``: answers that differ from those of the same request alone, or unsafe texts that were
-    not blocked. ``lost``: right requests without an answer. Memory in MiB resident, of one sample each half second.
+    not blocked. ``refused``: right requests that there was no room for; ``lost``: those without an answer. Memory in
+    MiB resident, of one sample each half second.
     """
 
     seconds: float = 0.0
@@ -39,6 +40,7 @@ class Result:
     unsafe_blocked: int = 0
     wrong: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    refused: int = 0
     reloads: int = 0
     rss: list[float] = field(default_factory=list)
     rss_learnt: float = 0.0
@@ -106,6 +108,10 @@ class Soak:
             try:
                 answer = await ask(stubs, item)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    self.result.refused += 1
+                    await asyncio.sleep(1.0)
+                    continue
                 self.result.lost.append(f"{ask.__name__}: {error.code().name}: {error.details()}")
                 continue
             right = self._known.right(ask, item, answer)
@@ -123,7 +129,7 @@ class Soak:
             try:
                 await fault(self._server.address, stubs, item, self._chance)
             except grpc.aio.AioRpcError as error:
-                if error.code() not in ALLOWED:
+                if error.code() not in ALLOWED and error.details() != OWN_FAILURE:
                     self.result.wrong.append(f"{fault.__name__}: {error.code().name}")
             await asyncio.sleep(self._chance.random() * 0.5)
 
@@ -164,11 +170,19 @@ class Soak:
 
 
 async def soak(
-    server: ServerProcess, items: list[Item], reloads: dict[str, str], seconds: float, reload_every_s: float, seed: int
+    server: ServerProcess,
+    items: list[Item],
+    reloads: dict[str, str],
+    seconds: float,
+    reload_every_s: float,
+    seed: int = 1,
+    at_most: int = 8,
 ) -> Result:
-    """Learn the answers, then soak. Raises RuntimeError when the model is sure of too few of ``items``."""
+    """Learn the answers to ``at_most`` items of each kind, then soak. Raises RuntimeError when the model is sure of
+    fewer than three.
+    """
     stubs = Stubs(server.address)
-    known = await learn(stubs, items, 8)
+    known = await learn(stubs, items, at_most)
     for item in known.items:  # the cache answers what was asked before; the model has to, too
         await classify(stubs, item)
     await stubs.channel.close()
@@ -185,7 +199,7 @@ def described(result: Result, plan_mib: float, more_mib: float) -> list[str]:
         f" ({', '.join(f'{name} {count}' for name, count in result.requests.most_common())})",
         f"faults injected: {sum(result.faults.values())}"
         f" ({', '.join(f'{name} {count}' for name, count in result.faults.most_common())}), reloads {result.reloads}",
-        f"wrong answers: {len(result.wrong)}; lost: {len(result.lost)}",
+        f"wrong answers: {len(result.wrong)}; lost: {len(result.lost)}; refused for want of room: {result.refused}",
         f"unsafe texts: {result.unsafe_asked} asked, {result.unsafe_blocked} blocked",
         f"RSS in MiB: {rss[0]:.0f} at the start, {statistics.median(rss):.0f} median, {max(rss):.0f} highest,"
         f" {result.rss_end:.0f} at the end; the plan's total is {plan_mib:.0f},"
