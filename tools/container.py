@@ -8,6 +8,7 @@ no_new_privs. What is missing against a real runtime: a seccomp profile, a cgrou
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -59,7 +60,9 @@ class Container:
     ) -> None:
         try:
             if self._process is not None and self._process.poll() is None:
-                self._process.kill()  # unshare takes the server with it
+                for child in self._children():  # it changed its user, after which a dead parent kills nobody
+                    os.kill(child, signal.SIGKILL)
+                self._process.kill()
                 self._process.wait()
         finally:
             self._log.unlink(missing_ok=True)
@@ -109,14 +112,17 @@ class Container:
         variables = [*self._config["Env"], *(f"{name}={value}" for name, value in own.items())]
         if not any(variable.startswith("PATH=") for variable in variables):
             variables.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")  # a runtime's own
-        namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private"]
+        namespaces = ["unshare", "--mount", "--pid", "--fork", "--propagation=private"]
         enter = ["env", "-i", *variables, "/bin/sh", "-c", _ENTER, "enter"]
         return [*namespaces, *enter, str(self.root), str(self._models), self._config["User"], *command]
 
     def _server_pid(self) -> int:
+        return self._children()[0]
+
+    def _children(self) -> list[int]:
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text(encoding="ascii")
-        return int(children.split()[0])
+        return [int(child) for child in children.split()]
 
     def _wait_for(self, event: str) -> None:
         assert self._process is not None
