@@ -37,7 +37,7 @@ class Settings:
 
     Admission, each for moderation and generation apart: ``max_requests`` that are being served or wait, and
     ``max_queued_mib`` of their text. ``max_queued_tokens`` bounds prompts and texts of those that wait for an engine. A
-    request is refused when its deadline leaves less than ``deadline_part`` of the time that it would take, as far as is
+    request is refused when its deadline leaves less than ``deadline_part`` times what it would take, as far as is
     known; 0 refuses none.
 
     Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
@@ -78,7 +78,7 @@ class Settings:
     max_queued_tokens: int = 65536
     max_requests: int = 64
     max_queued_mib: float = 16.0
-    deadline_part: float = 0.8
+    deadline_part: float = 1.2
     default_deadline_s: float = 120.0
     max_deadline_s: float = 600.0
     drain_delay_s: float = 2.0
@@ -135,7 +135,7 @@ class Settings:
             "deadline_part",
         ):
             _check(name, getattr(self, name) >= 0, "expected 0 or more")
-        _check("deadline_part", self.deadline_part <= 1, "expected at most 1")
+        _check("deadline_part", self.deadline_part <= 10, "expected at most 10")
         _check("max_message_mib", self.max_message_mib <= 1024, "expected at most 1024")
         _check("max_queued_mib", self.max_queued_mib >= self.max_message_mib, "expected at least max_message_mib")
         _check("max_deadline_s", self.max_deadline_s >= self.default_deadline_s, "expected at least default_deadline_s")
