@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-from collections.abc import Iterator
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -50,28 +50,36 @@ def test_a_line_that_is_larger_than_a_file_is_written_all_the_same(path: Path) -
     assert sorted(chain.from_iterable(numbered(path).values())) == [1, 2, 10**20]
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """Files of this process can have so many bytes; a write beyond it writes less, then fails."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+#: Files of this process can have 100 bytes: a write beyond it writes less, then fails. Its own process, as the limit
+#: would hold for the file that the tests' output goes to as well.
+_ON_A_SMALL_DISK = """
+import resource, sys
+from pathlib import Path
+from server.audit import AuditFile
+
+path = Path(sys.argv[1])
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+file = AuditFile(path, max_bytes=1 << 20, keep=1, fsync=False)
+line = b'"%s"\\n' % (b"x" * 60)
+file.append(line)
+for _ in range(3):
     try:
-        yield 100
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        file.append(line)  # the first 37 bytes fit
+        sys.exit("a line was taken that does not fit")
+    except OSError:
+        pass
+assert path.read_bytes() == line
+file.append(b"1\\n")  # and it goes on once there is room
+file.close()
+assert path.read_bytes() == line + b"1\\n"
+"""
 
 
-def test_a_line_that_does_not_fit_leaves_no_part_of_it(path: Path, small_disk: int) -> None:
-    file = AuditFile(path, max_bytes=1 << 20, keep=1, fsync=False)
-    line = b'"%s"\n' % (b"x" * 60)
-    file.append(line)
-    for _ in range(3):
-        with pytest.raises(OSError):
-            file.append(line)  # the first 37 bytes fit
-    assert path.read_bytes() == line
-    file.append(b"1\n")  # and it goes on once there is room
-    file.close()
-    assert path.read_bytes() == line + b"1\n"
+def test_a_line_that_does_not_fit_leaves_no_part_of_it(path: Path) -> None:
+    command = [sys.executable, "-c", _ON_A_SMALL_DISK, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_link_is_not_followed(path: Path) -> None:
