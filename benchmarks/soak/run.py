@@ -163,8 +163,13 @@ class Soak:
         while not asking.done():
             self.result.rss_during_large = max(self.result.rss_during_large, self._rss())
             await asyncio.sleep(0.05)
-        if asking.exception() is not None:
-            self.result.lost.append("the large prompt")
+        if (error := asking.exception()) is not None:
+            why = (
+                f"{error.code().name} {error.details()}"
+                if isinstance(error, grpc.aio.AioRpcError)
+                else type(error).__name__
+            )
+            self.result.lost.append(f"the large prompt: {why}")
         await asyncio.sleep(2.0)
         self.result.rss_after_large = self._rss()
 
