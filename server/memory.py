@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from guard.bundle.manifest import MANIFEST_FILE, Manifest
-from guard.engine.settings import EngineSettings
-from guard.errors import BundleError
-from guard.plan import MAX_AUTOMATIC_KV_BYTES, Plan, plan_server
+from guard.bundle import read_manifest
+from guard.bundle.manifest import Manifest
+from guard.plan import Plan, plan_server
 from server.settings import Settings
 
 #: Moderation and generation each admit ``max_queued_bytes`` of requests.
@@ -27,7 +26,7 @@ class MemoryPlan:
         configured = [path for path in (settings.guard, settings.instruct) if path is not None]
         self.plan = self._plan([read_manifest(path) for path in configured], settings.kv_cache_bytes)
         self.plan.check(limit)
-        kv_bytes = self.plan.models[0].kv if self.plan.models else settings.kv_cache_bytes or MAX_AUTOMATIC_KV_BYTES
+        kv_bytes = self.plan.models[0].kv if self.plan.models else settings.engine.kv_bytes
         self.engine = replace(settings.engine, kv_bytes=kv_bytes)
 
     def check_with(self, loaded: Sequence[Manifest], directory: Path) -> None:
@@ -35,13 +34,5 @@ class MemoryPlan:
         self._plan([*loaded, read_manifest(directory)], self.engine.kv_bytes).check(self.limit)
 
     def _plan(self, manifests: Sequence[Manifest], kv_bytes: int) -> Plan:
-        engine: EngineSettings = self._settings.engine
-        return plan_server(manifests, engine, _GATES * self._settings.max_queued_bytes, kv_bytes, self.limit)
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of the bundle in ``directory``, nothing else of it verified. Raises BundleError."""
-    try:
-        return Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
-    except OSError as error:
-        raise BundleError(f"{directory / MANIFEST_FILE}: {error.strerror}") from error
+        waiting = _GATES * self._settings.max_queued_bytes
+        return plan_server(manifests, self._settings.engine, waiting, kv_bytes, self.limit)

@@ -7,9 +7,9 @@ from typing import Any
 
 import grpc.aio
 
-from guard.bundle.manifest import MANIFEST_FILE, Manifest
+from guard.bundle import read_manifest
 from guard.classifier import Classifier
-from guard.errors import BundleError, InvalidInputError
+from guard.errors import InvalidInputError
 from guard.v1 import model_pb2, model_pb2_grpc
 from server import convert
 from server.entries import Down, Entry
@@ -54,7 +54,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.LoadModelResponse:
         """Admin: load a bundle below the model directory, in the place of another model if one is named."""
         directory = self._bundle_directory(request.bundle)
-        task = _manifest(directory).task
+        task = read_manifest(directory).task  # the loader verifies the bundle before it uses any of it
         entry = await self._registry.load(directory, task, request.name, request.replace)
         return model_pb2.LoadModelResponse(model=self._shown(entry))
 
@@ -96,11 +96,3 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if root not in directory.parents or not directory.is_dir():
             raise InvalidInputError("bundle", "is no directory below the server's model directory")
         return directory
-
-
-def _manifest(directory: Path) -> Manifest:
-    """The manifest, to learn the task; the loader verifies the bundle before it uses any of it."""
-    try:
-        return Manifest.from_json((directory / MANIFEST_FILE).read_bytes())
-    except OSError as error:
-        raise BundleError(f"{MANIFEST_FILE}: cannot be read") from error

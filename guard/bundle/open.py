@@ -55,6 +55,15 @@ def open_bundle(directory: str | os.PathLike[str], key: BundleKey | None = None)
     return verify_bundle(directory, lambda name, done, total: None, key)
 
 
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """The manifest of the bundle in ``directory``, nothing else of it verified; raises BundleError naming it."""
+    root = Path(directory)
+    try:
+        return Manifest.from_json(_read_small(root, MANIFEST_FILE, MAX_MANIFEST_BYTES))
+    except BundleError as error:
+        raise BundleError(f"{root.name}: {error}") from error
+
+
 def verify_bundle(
     directory: str | os.PathLike[str], progress: Callable[[str, int, int], None], key: BundleKey | None = None
 ) -> Bundle:

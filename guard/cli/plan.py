@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from guard.bundle.manifest import MANIFEST_FILE, Manifest
+from guard.bundle import read_manifest
 from guard.cli.output import add_json_option
 from guard.engine.cpus import available_cpus
 from guard.engine.memory import available_memory
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("kv_cache_mib", "expected 0 or more")
     if args.cpus is not None and args.cpus <= 0:
         raise InvalidInputError("cpus", "expected a number above 0")
-    manifests = [Manifest.from_json((bundle / MANIFEST_FILE).read_bytes()) for bundle in args.bundles]
+    manifests = [read_manifest(bundle) for bundle in args.bundles]
     plan = plan_server(manifests, EngineSettings(), _REQUEST_BYTES, args.kv_cache_mib * MIB, limit)
     threads = available_cpus() if args.cpus is None else max(1, -int(-args.cpus // 1))
     fits = plan.total <= limit
