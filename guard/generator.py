@@ -80,6 +80,11 @@ class Generator:
         """How many tokens a task's prompt has; raises as ``submit`` for one that cannot be written."""
         return len(self._prompt(task))
 
+    def most_tokens(self, sequences: int = 1) -> int:
+        """How many tokens each of so many sequences may have: what the model's context and the KV memory hold."""
+        affordable = self.engine.settings.kv_bytes // self.shape.kv_bytes_per_token // sequences
+        return min(self.bundle.manifest.shape.max_positions, affordable)
+
     @property
     def prefix_stats(self) -> PrefixStats:
         """How often the beginning of a prompt was known already."""
@@ -114,8 +119,7 @@ class Generator:
         field = "prompt" if task.conversation is None else "messages"
         if prompt_tokens == 0:
             raise InvalidInputError(field, "has no tokens")
-        affordable = self.engine.settings.kv_bytes // self.shape.kv_bytes_per_token // task.choices
-        limit = min(self.bundle.manifest.shape.max_positions, affordable)
+        limit = self.most_tokens(task.choices)
         if prompt_tokens >= limit:
             raise InputTooLongError(field, prompt_tokens, limit - 1)
         if prompt_tokens + task.max_tokens > limit:

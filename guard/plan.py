@@ -31,7 +31,7 @@ MIN_KV_TOKENS = 1536
 #: The share of the limit that is planned for where the plan chooses: the system wants some for files and sockets.
 _USABLE = 0.95
 #: What a KV cache is given where nothing else is said, at most.
-MAX_AUTOMATIC_KV_BYTES = 512 * MIB
+MAX_AUTOMATIC_KV_BYTES = EngineSettings.kv_bytes
 _EMBEDDING_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int8_blocks": 1}
 
 

@@ -139,10 +139,7 @@ class Tagger:
         prompt = self._prompt(task, _text(task))
         empty = [self._prompt(task, f"Text: {text}") for text in _CONTENT_FREE]
         room = max(map(len, labels)) - 1
-        limit = min(
-            generator.bundle.manifest.shape.max_positions,
-            generator.engine.settings.kv_bytes // generator.shape.kv_bytes_per_token,
-        )
+        limit = generator.most_tokens()
         if len(prompt) + room > limit:
             raise InputTooLongError("messages" if task.text is None else "text", len(prompt), limit - room)
         capacity = max(map(len, [prompt, *empty])) + room

@@ -13,8 +13,8 @@ from statistics import median
 
 #: Steps whose median is what a step takes: one that the machine held up does not count.
 _STEPS = 15
-#: Steps of fewer tokens tell what a step costs rather than what a token does.
-_SMALLEST_CHUNK = 16
+#: Of tokens of a prompt. Smaller ones tell what a step costs rather than what a token does.
+SMALLEST_CHUNK = 16
 #: What an older job counts against the next one in the learned parts: about the last twenty matter.
 _FADE = 0.95
 #: Finished jobs before the parts are trusted: the first ones fill caches that later ones use.
@@ -76,7 +76,7 @@ class CostModel:
 
     def note_prefill(self, tokens: int, seconds: float) -> None:
         """A chunk of a prompt was computed."""
-        if tokens >= _SMALLEST_CHUNK or not self.token_s:
+        if tokens >= SMALLEST_CHUNK or not self.token_s:
             self._token_times.append(seconds / tokens)
             self.token_s = median(self._token_times)
 

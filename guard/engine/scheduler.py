@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from guard.engine.cost import CostModel
+from guard.engine.cost import SMALLEST_CHUNK, CostModel
 from guard.engine.decode_batch import DecodeBatch
 from guard.engine.prefill import Prefill
 from guard.engine.runner import Runner
@@ -21,7 +21,6 @@ from guard.engine.stats import Counters
 
 #: Every so many chunks the oldest prompt gets one, however long it is; the others go to the shortest one first.
 _OLDEST_EVERY = 4
-_SMALLEST_CHUNK = 16
 
 
 @dataclass
@@ -151,8 +150,8 @@ class Scheduler:
         size = self._settings.prefill_chunk
         if alone or self.cost.token_s == 0:
             return size
-        affordable = int(self._settings.step_s / self.cost.token_s) // _SMALLEST_CHUNK * _SMALLEST_CHUNK
-        return min(size, max(_SMALLEST_CHUNK, affordable))
+        affordable = int(self._settings.step_s / self.cost.token_s) // SMALLEST_CHUNK * SMALLEST_CHUNK
+        return min(size, max(SMALLEST_CHUNK, affordable))
 
     def _note_decode(self, jobs: list[_Active], rows: int, began: float) -> None:
         self.counters.batches.add(rows)

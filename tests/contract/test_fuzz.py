@@ -10,6 +10,7 @@ import pytest
 
 from guard.v1.generation_pb2 import GenerateRequest, Label, ModerationOptions, TagRequest, Tool
 from guard.v1.moderation_pb2 import BatchClassifyRequest, CustomCategory, Policy
+from tests.fuzz.mutations import mangled
 
 from .running import Running, message, question
 
@@ -51,23 +52,6 @@ SEEDS = {
         messages=[message("hi")], max_tokens=3, date="2026-11-30", tools=[TOOL], moderation=BOTH
     ),
 }
-
-
-def mangled(data: bytes, chance: random.Random) -> bytes:
-    """``data`` with some bytes changed, dropped, doubled or added."""
-    made = bytearray(data)
-    for _ in range(chance.randint(1, 2)):
-        at = chance.randrange(len(made) + 1)
-        match chance.randrange(4):
-            case 0:
-                made[at : at + 1] = chance.randbytes(1)
-            case 1:
-                del made[at : at + chance.randint(1, 4)]
-            case 2:
-                made[at:at] = made[at : at + 8]
-            case _:
-                made[at:at] = chance.randbytes(chance.randint(1, 8))
-    return bytes(made)
 
 
 @pytest.mark.parametrize("method", SEEDS)
