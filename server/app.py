@@ -170,11 +170,11 @@ class App:
             interceptors=[
                 AccessLogInterceptor(settings.access_log),
                 TelemetryInterceptor(self.telemetry),
-                DecodeInterceptor(),
                 ErrorInterceptor(),
                 DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
                 *auth,
                 AdmissionInterceptor(self.gates, Quotas()),
+                DecodeInterceptor(),
             ],
             options=_channel_options(settings),
         )

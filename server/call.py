@@ -51,12 +51,17 @@ def is_request_id(text: str) -> bool:
     return _REQUEST_ID.fullmatch(text) is not None
 
 
-def request_id_of(request: Any) -> str:
-    """The caller's request id, or a new one. A malformed one is not taken; ``server.convert`` refuses it later."""
+def new_request_id() -> str:
+    """For a call that has brought none."""
+    return uuid.uuid4().hex
+
+
+def request_id_of(request: Any, otherwise: str) -> str:
+    """The caller's request id. A malformed one is not taken; ``server.convert`` refuses it later."""
     given = getattr(request, "request_id", "")
-    return given if isinstance(given, str) and is_request_id(given) else uuid.uuid4().hex
+    return given if isinstance(given, str) and is_request_id(given) else otherwise
 
 
 def request_bytes(request: Any) -> int:
-    """The size of a request as it was sent; 0 for a stream of requests, which come later."""
-    return int(request.ByteSize()) if hasattr(request, "ByteSize") else 0
+    """The size of a request as it was sent, which is not decoded yet; 0 for a stream of requests, which come later."""
+    return len(request) if isinstance(request, bytes) else 0

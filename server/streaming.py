@@ -102,11 +102,7 @@ class Steps:
         return reading.result()
 
     async def _read(self) -> Step | None:
-        step = await anext(self._requests, None)
-        permit = call.current.get().permit
-        if step is not None and permit is not None:
-            permit.add(step.ByteSize())
-        return step
+        return await anext(self._requests, None)
 
 
 class StreamJudge:

@@ -1,4 +1,4 @@
 """What happens around every call, from the outside in.
 
-access_log, telemetry, decode, errors, deadline, auth, admission.
+access_log, telemetry, errors, deadline, auth, admission, decode.
 """

@@ -21,8 +21,8 @@ class AccessLogInterceptor(Around):
 
     @asynccontextmanager
     async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        """Around the whole call, its decoding excepted."""
-        call.current.set(call.Call(method, call.request_id_of(request), time.monotonic()))
+        """Around the whole call."""
+        call.current.set(call.Call(method, call.new_request_id(), time.monotonic()))
         cancelled = False
         try:
             yield
@@ -30,7 +30,7 @@ class AccessLogInterceptor(Around):
             cancelled = True
             raise
         finally:
-            this = call.current.get()  # a stream's handler learns the id and the bytes as it reads
+            this = call.current.get()  # the id comes with the decoded request, a stream's bytes as they are read
             if self._enabled:
                 log.event(
                     logging.INFO,

@@ -28,7 +28,9 @@ class Around(grpc.aio.ServerInterceptor, ABC):
 
     @abstractmethod
     def around(self, method: str, request: Any, context: Context) -> AbstractAsyncContextManager[None]:
-        """A context manager that the handler of one call runs in."""
+        """A context manager that the handler of one call runs in. ``request`` is the bytes that came, which
+        ``decode``, further in, makes a message of; for client streams, their iterator.
+        """
 
     async def intercept_service(
         self,

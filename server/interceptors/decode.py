@@ -1,14 +1,16 @@
-"""Bytes that are not the message they should be: INVALID_ARGUMENT.
+"""Innermost: from bytes to the message that the handler takes, once it is known that the call may come in.
 
-gRPC itself would answer UNKNOWN with the text of the exception (grpcio 1.85.1). So the deserializer hands on a marker
-instead of raising, and the handler is not called.
+Everything further out sees bytes only, so nothing that a caller without credentials, without quota or without room
+sends is parsed. Bytes that are not the message they should be: INVALID_ARGUMENT; a deserializer of gRPC's that raises
+would answer UNKNOWN with the text of the exception (grpcio 1.85.1).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,67 +20,65 @@ from guard.errors import InvalidInputError
 from server import call, status
 from server.interceptors.around import Behavior, Context, Handler, rewrap
 
-_BROKEN: Final = object()
+Deserializer = Callable[[bytes], Any]
 
 
 class DecodeInterceptor(grpc.aio.ServerInterceptor):
-    """Covers every method of the server, health and reflection included."""
+    """Covers every method of the server, health and reflection included. Sets ``Call.request_id`` to the request's."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Wrap the deserializer and the handler that are found for a call."""
+        """Decode between the handler that is found for a call and everything around it."""
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_deserializer is None:
             return handler
-        wrap = _check_stream if handler.request_streaming else _check_one
-        return rewrap(handler, wrap, deserializer=_careful(handler.request_deserializer))
+        deserialize: Deserializer = handler.request_deserializer
+        decoding = _decoding_stream if handler.request_streaming else _decoding_one
+        return rewrap(handler, lambda behavior: decoding(behavior, deserialize), deserializer=bytes)
 
 
-def _careful(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    def deserialize_or_mark(data: bytes) -> Any:
-        try:
-            return deserialize(data)
-        except (DecodeError, ValueError, RecursionError):
-            return _BROKEN
+def _decoding_one(behavior: Behavior, deserialize: Deserializer) -> Behavior:
+    async def decoded(data: bytes, context: Context) -> Any:
+        return await behavior(await _decode(data, deserialize, context), context)
 
-    return deserialize_or_mark
+    return decoded
 
 
-def _check_one(behavior: Behavior) -> Behavior:
-    async def checked(request: Any, context: Context) -> Any:
-        if request is _BROKEN:
-            await _refuse(context)
-        return await behavior(request, context)
+def _decoding_stream(behavior: Behavior, deserialize: Deserializer) -> Behavior:
+    """Each message once its bytes have been admitted. Reflection's handler is an async generator, StreamClassify's a
+    coroutine.
+    """
 
-    return checked
+    async def readable(parts: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        async for data in parts:
+            this = call.current.get(None)
+            if this is not None and this.permit is not None:
+                this.permit.add(len(data))
+            yield await _decode(data, deserialize, context)
 
-
-def _check_stream(behavior: Behavior) -> Behavior:
-    """Reflection's handler is an async generator, StreamClassify's a coroutine."""
-
-    async def readable(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async for request in requests:
-            if request is _BROKEN:
-                await _refuse(context)
-            yield request
-
-    async def checked(requests: AsyncIterator[Any], context: Context) -> None:
-        answer: Any = behavior(readable(requests, context), context)
+    async def decoded(parts: AsyncIterator[bytes], context: Context) -> None:
+        answer: Any = behavior(readable(parts, context), context)
         if not inspect.isasyncgen(answer):
             await answer
             return
         async for response in answer:
             await context.write(response)
 
-    return checked
+    return decoded
 
 
-async def _refuse(context: Context) -> None:
-    this = call.current.get(None)
-    error = InvalidInputError("request", "is not a readable message of the type that this method takes")
+async def _decode(data: bytes, deserialize: Deserializer, context: Context) -> Any:
+    this = call.current.get(None)  # health and reflection have none
+    try:
+        request = deserialize(data)
+    except (DecodeError, ValueError, RecursionError):
+        error = InvalidInputError("request", "is not a readable message of the type that this method takes")
+        if this is not None:
+            this.observer.failed(error.reason)
+        await status.abort(context, status.failure(error, this.request_id if this else call.new_request_id()))
     if this is not None:
-        this.observer.failed(error.reason)
-    await status.abort(context, status.failure(error, this.request_id if this else call.request_id_of(None)))
+        call.current.set(replace(this, request_id=call.request_id_of(request, this.request_id)))
+    return request
