@@ -37,8 +37,8 @@ class Settings:
 
     Admission, each for moderation and generation apart: ``max_requests`` that are being served or wait, and
     ``max_queued_mib`` of their text. ``max_queued_tokens`` bounds prompts and texts of those that wait for an engine. A
-    request is refused when its deadline leaves less than ``deadline_part`` times what it would take, as far as is
-    known; 0 refuses none.
+    request is refused when its deadline leaves less than ``deadline_part`` times its wait and what it takes itself, as
+    far as is known; 0 refuses none.
 
     Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
     is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish. A model
@@ -78,7 +78,7 @@ class Settings:
     max_queued_tokens: int = 65536
     max_requests: int = 64
     max_queued_mib: float = 16.0
-    deadline_part: float = 1.2
+    deadline_part: float = 2.0
     default_deadline_s: float = 120.0
     max_deadline_s: float = 600.0
     drain_delay_s: float = 2.0

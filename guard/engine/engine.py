@@ -199,11 +199,12 @@ class Engine:
         stale = not before and ticket.submitted - self._retired > _STALE_S
         if ticket.deadline is None or not cost.known or stale:
             return None
-        needed_s = cost.wait_s(ticket.work, before, self.settings.max_active) + cost.own_s(ticket.work)
-        left_s = ticket.deadline - ticket.submitted
-        if self.settings.deadline_part * needed_s <= left_s:
+        wait_s, own_s = cost.wait_s(ticket.work, before, self.settings.max_active), cost.own_s(ticket.work)
+        left_s, part = ticket.deadline - ticket.submitted, self.settings.deadline_part
+        # Others may still come in between, so only the wait has a margin: an engine with nothing to do takes what fits.
+        if not part or part * wait_s + own_s <= left_s:
             return None
-        return DeadlineError(f"the answer would take about {needed_s:.2g} s, the deadline leaves {left_s:.2g} s")
+        return DeadlineError(f"the answer would take about {wait_s + own_s:.2g} s, the deadline leaves {left_s:.2g} s")
 
     def _before(self, ticket: Ticket[Any]) -> list[float]:
         """What each job that is served before ``ticket`` still takes of the engine's time, in seconds."""

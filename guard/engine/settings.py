@@ -13,7 +13,7 @@ class EngineSettings:
     jobs; ``kv_bytes`` bounds the KV caches of active jobs; ``prefix_bytes`` those kept for reuse. ``prefill_chunk``:
     the most tokens that a step may prefill; while other jobs are active, as many as take about ``step_s`` seconds.
     ``max_queued_tokens`` bounds the prompts and texts of the jobs that wait. A job is refused when its deadline leaves
-    less than ``deadline_part`` times what it would take as far as is known; 0 refuses none.
+    less than ``deadline_part`` times its wait and what it takes itself, as far as is known; 0 refuses none.
     """
 
     threads: int = 0
@@ -24,4 +24,4 @@ class EngineSettings:
     prefix_bytes: int = 64 << 20
     prefill_chunk: int = 256
     step_s: float = 0.15
-    deadline_part: float = 1.2
+    deadline_part: float = 2.0
