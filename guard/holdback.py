@@ -49,6 +49,11 @@ class HeldChoice:
         """What was written so far, as the guard reads it."""
         return self._session.text
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that went through the guard so far."""
+        return self._session.computed_tokens
+
     def add(self, delta: Delta) -> None:
         """Take what was written, make the checks that are due, and release what they allow."""
         if self.blocked:

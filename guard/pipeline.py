@@ -182,6 +182,13 @@ class GuardedTicket:
         self.pause, self.unpause = parts.generation.pause, parts.generation.unpause
         self._parts = parts
 
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that went through both models so far, whether it comes to a result or not."""
+        parts = self._parts
+        checks = 0 if parts.check is None else parts.check.computed_tokens
+        return parts.generation.computed_tokens + checks + sum(output.computed_tokens for output in parts.outputs)
+
     def run(self) -> None:
         """See it through, and free what it holds. Called once, on a thread of its own."""
         try:

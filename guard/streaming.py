@@ -83,6 +83,7 @@ class StreamSession:
         self._capacity = min(longest, reader.shape.max_positions)
         self._held: dict[ViewKind, HeldPrompt] = {}
         self._running: Ticket[Check] | None = None
+        self._earlier_tokens = 0  # computed for the checks before that one
         self._closed = False
         self._lock = threading.Lock()  # over the three above
         self._text, self._tokens = "", 0
@@ -94,6 +95,11 @@ class StreamSession:
     def text(self) -> str:
         """All that was added."""
         return self._text
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self._earlier_tokens + (0 if self._running is None else self._running.computed_tokens)
 
     @property
     def waiting(self) -> bool:
@@ -207,6 +213,7 @@ class StreamSession:
         with self._lock:
             self._check_open()
             work = Work(new_tokens * len(passes))
+            self._earlier_tokens = self.computed_tokens
             self._running = self._engine.submit(job, deadline=deadline, work=work, caller=self._caller)
             return self._running
 

@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from server.auth.caller import Caller
+from server.auth.quota import Lease
 from server.limits import Permit
 from server.observer import SILENT, Observer
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Computed(Protocol):
+    """Work that knows how many tokens went through models for it so far."""
+
+    @property
+    def computed_tokens(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,8 @@ class Call:
     started: float
     deadline: float | None = None
     permit: Permit | None = None
+    #: What is charged for it is charged to this.
+    lease: Lease | None = None
     #: Who calls, once that was authenticated; None on a server that knows no callers.
     identity: Caller | None = None
     #: Callers with different salts share no cached prompt and no cached verdict.
@@ -36,6 +48,17 @@ class Call:
     def caller(self) -> str | None:
         """The name of who calls; None is nobody known."""
         return None if self.identity is None else self.identity.name
+
+    @contextmanager
+    def charging(self, work: Computed) -> Iterator[None]:
+        """Charge the caller, when the block is left one way or another, what was computed for ``work`` by then."""
+        try:
+            yield
+        finally:
+            if self.lease is not None and self.identity is not None:
+                tokens = work.computed_tokens
+                self.lease.charge(tokens)
+                self.observer.charged(self.identity.name, tokens)
 
     @property
     def elapsed_s(self) -> float:

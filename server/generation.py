@@ -129,7 +129,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             task = convert_tag.tag_task(request, this.cache_salt)
             submission = partial(tagger.submit, task, this.deadline, this.caller or "")
             ticket = await self._submitter.submit(request.ByteSize(), submission)
-            tagging = await tickets.result(ticket)
+            with this.charging(ticket):
+                tagging = await tickets.result(ticket)
         this.observer.tagged(tagging, entry.name)
         return convert_tag.tag_response(tagging, entry.name, this.request_id, this.elapsed_s)
 
@@ -161,6 +162,7 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                 guarded = GuardedGenerator(generator, classifier)
                 submit = partial(guarded.submit, task, moderation, push, *whom)
             ticket = await self._submitter.submit(request.ByteSize(), submit)
+        using.enter_context(this.charging(ticket))
         if feed is not None:
             feed.hold_back(ticket)
             ticket.future.add_done_callback(lambda _: feed.finish())

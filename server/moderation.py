@@ -104,7 +104,8 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         with entry.users:
             submission = partial(classifier.submit, task, this.deadline, caller=this.caller or "")
             ticket = await self._submitter.submit(request.ByteSize(), submission)
-            judgement = await tickets.result(ticket)
+            with this.charging(ticket):
+                judgement = await tickets.result(ticket)
         text = task.conversation.messages[-1].content
         await this.observer.judged(Judged(judgement, task.target, applied, entry, this.request_id, text))
         return convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)

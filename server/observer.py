@@ -41,6 +41,9 @@ class Observer:
     def tagged(self, tagging: Tagging, model: str) -> None:
         """``model`` has chosen a label."""
 
+    def charged(self, caller: str, tokens: int) -> None:
+        """``tokens`` were computed for the known ``caller``."""
+
     def failed(self, reason: str) -> None:
         """The call, or an item of it, ends with an error of this ``google.rpc.ErrorInfo.reason``."""
 

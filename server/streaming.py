@@ -26,7 +26,10 @@ from server.tickets import Submitter
 
 MAX_PIECE_BYTES = 64 << 10
 _LINGER_S = 2.0
+#: Who sends nothing for so long waits for an answer, and should get a refusal soon.
+_QUIET_S = 0.02
 Step = moderation_pb2.StreamClassifyRequest
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Steps:
@@ -74,15 +77,19 @@ class Steps:
         if self._reading is not None and self._reading.done() and (step := self._reading.result()) is not None:
             raise InvalidInputError(step.WhichOneof("step") or "step", "comes after finish")
 
-    async def ignore_rest(self) -> None:
-        """Drop what is still on its way, until the client closes its side, but not for long.
+    async def ignore_rest(self, context: Context, quiet_s: float | None = None) -> None:
+        """Drop what is still on its way, until the client closes its side or, with ``quiet_s``, sends nothing for so
+        many seconds; but not for long. Neither parsed nor counted: nobody wants it.
 
-        Answers can be lost at a client that is writing when the stream ends: grpc.aio fails the call as a whole.
+        Whatever the stream ends with can be lost at a client that is writing: grpc.aio then fails the call as a whole,
+        with an INTERNAL of its own (grpc/grpc#36066).
         """
-        with suppress(TimeoutError, GuardError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
-                while await self._next(None) is not None:
-                    pass
+                while True:
+                    async with asyncio.timeout(quiet_s):
+                        if not await self._anything(context):
+                            return
 
     async def close(self) -> None:
         """Read no more."""
@@ -104,6 +111,14 @@ class Steps:
     async def _read(self) -> Step | None:
         return await anext(self._requests, None)
 
+    async def _anything(self, context: Context) -> bool:
+        """Wait for what comes next; False when it is the end."""
+        if self._reading is None:
+            return await context.read() is not grpc.aio.EOF
+        await asyncio.wait({self._reading})
+        reading, self._reading = self._reading, None
+        return reading.exception() is not None or reading.result() is not None
+
 
 class StreamJudge:
     """One call of StreamClassify."""
@@ -111,7 +126,7 @@ class StreamJudge:
     def __init__(
         self,
         steps: Steps,
-        context: grpc.aio.ServicerContext[Any, Any],
+        context: Context,
         registry: Registry,
         submitter: Submitter,
         policies: PolicyBook,
@@ -133,6 +148,13 @@ class StreamJudge:
 
     async def run(self) -> None:
         """Read, judge and answer until the text is complete or blocked."""
+        try:
+            await self._run()
+        except GuardError:
+            await self._steps.ignore_rest(self._context, _QUIET_S)
+            raise
+
+    async def _run(self) -> None:
         start = await self._steps.start()
         convert.check_request_id(start.request_id)
         if start.request_id:
@@ -156,7 +178,7 @@ class StreamJudge:
         result = convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
         await self._send(moderation_pb2.StreamClassifyResponse(result=result))
         if not complete:
-            await self._steps.ignore_rest()
+            await self._steps.ignore_rest(self._context)
 
     async def _judge(self, session: StreamSession) -> bool:
         """Make every check of the text, up to the first that blocks it; returns whether the text is complete."""
@@ -189,7 +211,8 @@ class StreamJudge:
         ticket = await self._submitter.run(0, partial(queue, deadline), lambda _: None)
         if ticket is None:
             return None
-        check = await tickets.result(ticket)
+        with call.current.get().charging(ticket):
+            check = await tickets.result(ticket)
         self._checks += 1
         self._judged_bytes += len(session.text[self._judged : check.judged].encode())
         self._judged = check.judged

@@ -25,6 +25,10 @@ class Ticket(Protocol[T]):
         """When, in time.monotonic() seconds."""
 
     @property
+    def computed_tokens(self) -> int:
+        """Tokens that went through models for it so far."""
+
+    @property
     def cancel(self) -> Callable[[], None]:
         """Stops the work within one step; harmless at the end."""
 
@@ -63,7 +67,7 @@ class Submitter:
 
         future = (self._small if size <= LARGE_BYTES else self._large).submit(work)
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await _settled(future)
         except asyncio.CancelledError:
             if not future.cancel():
                 future.add_done_callback(drop)
@@ -85,15 +89,19 @@ async def result(ticket: Ticket[T]) -> T:
 
 
 def _settled(future: Future[T]) -> Awaitable[T]:
-    """As asyncio.wrap_future, but one-way: cancelling the wait leaves ``future`` to the engine."""
+    """As asyncio.wrap_future, but one-way: cancelling the wait leaves ``future`` alone, and what it ends with unseen.
+
+    A shielded asyncio future would be left with an error that asyncio logs as never retrieved.
+    """
     loop = asyncio.get_running_loop()
     waiting: asyncio.Future[T] = loop.create_future()
 
     def settle() -> None:
         if waiting.done():
             return
-        error = future.exception()
-        if error is not None:
+        if future.cancelled():
+            waiting.cancel()
+        elif (error := future.exception()) is not None:
             waiting.set_exception(error)
         else:
             waiting.set_result(future.result())

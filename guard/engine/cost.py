@@ -41,6 +41,13 @@ class Done:
 
     prompt_tokens: int = 0
     steps: int = 0
+    #: One for each text that a step went on with, however much of a draft was computed beside it.
+    decoded_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All that went through the model; what was cached did not."""
+        return self.prompt_tokens + self.decoded_tokens
 
 
 class _Part:

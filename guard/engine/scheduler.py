@@ -105,6 +105,7 @@ class Scheduler:
         self.counters.decode_tokens += len(tokens)
         row_of = {id(cache): row for row, cache in enumerate(self._batch.caches)}
         for active, request in zip(deciders, requests, strict=True):
+            active.ticket.done.decoded_tokens += len(request.caches)
             self._advance(active, active.ticket.resume, logits[[row_of[id(cache)] for cache in request.caches]])
 
     def _verify(self, active: _Active, request: Decode) -> None:
@@ -115,6 +116,7 @@ class Scheduler:
         if logits is not None:
             self._note_decode([active], 1, began)
             self.counters.decode_tokens += len(tokens)
+            active.ticket.done.decoded_tokens += 1
             self._advance(active, active.ticket.resume, logits)
 
     def _prefill(self) -> None:

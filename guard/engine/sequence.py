@@ -111,6 +111,11 @@ class Ticket(Generic[T]):
             self.on_change()
 
     @property
+    def computed_tokens(self) -> int:
+        """Tokens that went through the model for it so far, whether it comes to a result or not."""
+        return self.done.tokens
+
+    @property
     def queue_s(self) -> float:
         """Seconds from submission to the first step."""
         return (self.started or time.monotonic()) - self.submitted

@@ -17,12 +17,13 @@ class Quota:
     """How much a caller may ask for; None is without a limit of its own.
 
     ``bytes_per_minute`` counts requests as they are sent. A token is at least one byte, so it bounds the tokens of
-    prompts too.
+    prompts before any work. ``tokens_per_minute`` counts what models computed for them, once that is known.
     """
 
     requests_per_minute: float | None = None
     bytes_per_minute: float | None = None
     concurrent: int | None = None
+    tokens_per_minute: float | None = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ CERTIFICATE_KINDS = ("uri:", "dns:", "subject:")
 MAX_LEEWAY_S, MIN_REFRESH_S = 300.0, 10.0
 MAX_PER_MINUTE = 1e12
 _CALLER_FIELDS = {"keys", "certificates", "subjects", "policy", "admin", "services", "quota"}
-_QUOTA_FIELDS = {"requests_per_minute", "bytes_per_minute", "concurrent"}
+_QUOTA_FIELDS = {"requests_per_minute", "bytes_per_minute", "tokens_per_minute", "concurrent"}
 _OIDC_FIELDS = {"issuer", "audience", "jwks", "algorithms", "claim", "leeway_s", "refresh_s"}
 T = TypeVar("T")
 

@@ -44,7 +44,29 @@ class Lease:
 
     def add(self, size: int) -> None:
         """Count ``size`` bytes of a further request of a stream; raises QuotaExceededError."""
-        self._account.take_bytes(size, self._clock())
+        self._account.take_more(size, self._clock())
+
+    def charge(self, tokens: int) -> None:
+        """Count tokens that were computed for the call. Refuses nothing: whoever is in debt now waits the next time."""
+        self._account.charge(tokens)
+
+
+class _Limit:
+    """So much of one thing a minute; without a limit, any amount."""
+
+    def __init__(self, per_minute: float | None, what: str, now: float) -> None:
+        self._bucket = None if per_minute is None else Bucket(per_minute, now)
+        self._text = f"{per_minute:g} {what} a minute" if per_minute is not None else ""
+
+    def check(self, now: float) -> None:
+        """Raises QuotaExceededError unless there is one left."""
+        if self._bucket is not None and (wait := self._bucket.wait_s(1.0, now)) > 0:
+            raise QuotaExceededError(f"this caller has a limit of {self._text}", wait)
+
+    def take(self, units: float) -> None:
+        """Take them, there or not."""
+        if self._bucket is not None:
+            self._bucket.take(units)
 
 
 class _Account:
@@ -53,29 +75,28 @@ class _Account:
     def __init__(self, quota: Quota, now: float, inside: int = 0) -> None:
         self.quota = quota
         self.inside = inside
-        self._requests = None if quota.requests_per_minute is None else Bucket(quota.requests_per_minute, now)
-        self._bytes = None if quota.bytes_per_minute is None else Bucket(quota.bytes_per_minute, now)
+        self._requests = _Limit(quota.requests_per_minute, "requests", now)
+        self._bytes = _Limit(quota.bytes_per_minute, "bytes of requests", now)
+        self._tokens = _Limit(quota.tokens_per_minute, "tokens", now)
 
     def take(self, size: int, now: float) -> None:
         """Take one request of ``size`` bytes; raises QuotaExceededError and takes nothing."""
         limit = self.quota.concurrent
         if limit is not None and self.inside >= limit:
             raise QuotaExceededError(f"{limit} requests of this caller are served, its limit", _CONCURRENT_RETRY_S)
-        if self._requests is not None and (wait := self._requests.wait_s(1.0, now)) > 0:
-            limit_text = f"{self.quota.requests_per_minute:g} requests a minute"
-            raise QuotaExceededError(f"this caller has a limit of {limit_text}", wait)
-        self.take_bytes(size, now)
-        if self._requests is not None:
-            self._requests.take(1.0)
+        self._requests.check(now)
+        self.take_more(size, now)
+        self._requests.take(1.0)
 
-    def take_bytes(self, size: int, now: float) -> None:
-        """Take ``size`` bytes if there is one left; raises QuotaExceededError otherwise."""
-        if self._bytes is None:
-            return
-        if (wait := self._bytes.wait_s(1.0, now)) > 0:
-            limit_text = f"{self.quota.bytes_per_minute:g} bytes of requests a minute"
-            raise QuotaExceededError(f"this caller has a limit of {limit_text}", wait)
+    def take_more(self, size: int, now: float) -> None:
+        """Take ``size`` bytes if a byte and a token are left; raises QuotaExceededError otherwise."""
+        self._bytes.check(now)
+        self._tokens.check(now)
         self._bytes.take(size)
+
+    def charge(self, tokens: int) -> None:
+        """Take ``tokens``, there or not."""
+        self._tokens.take(tokens)
 
 
 class Quotas:

@@ -30,5 +30,5 @@ class AdmissionInterceptor(Around):
             if gate is not None:
                 permit = inside.enter_context(gate.admit(size, this.caller))
                 permit.lease = lease
-                call.current.set(replace(this, permit=permit))
+                call.current.set(replace(this, permit=permit, lease=lease))
             yield

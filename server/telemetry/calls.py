@@ -82,6 +82,9 @@ class CallObserver(Observer):
             self.span.child("queue", now - tagging.model_s - tagging.queue_s, now - tagging.model_s)
             self.span.child("prefill", now - tagging.model_s, now)
 
+    def charged(self, caller: str, tokens: int) -> None:
+        self._metrics.caller_tokens.labels(caller).inc(tokens)
+
     def failed(self, reason: str) -> None:
         self._reason = reason
         self._metrics.failed(self._task, reason)

@@ -74,6 +74,7 @@ class Metrics:
         self.refused = self._counter("guard_refused", "Calls and items of batches that ended with an error", "reason")
         self.unreadable = self._counter("guard_unreadable_outputs", "Answers of a model that could not be read", "task")
         self.caller_calls = self._counter("guard_caller_calls", "Calls of known callers", "caller", "grpc_status")
+        self.caller_tokens = self._counter("guard_caller_tokens", "Tokens computed for known callers", "caller")
         self.generations = self._counter(
             "guard_generations", "Texts written; content_filter are those that the guard blocked",
             "model", "finish_reason",

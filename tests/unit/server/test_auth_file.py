@@ -39,7 +39,12 @@ def test_a_whole_file() -> None:
                     "subjects": ["s"],
                     "policy": "lenient",
                     "services": ["moderation"],
-                    "quota": {"requests_per_minute": 60, "bytes_per_minute": 1e6, "concurrent": 2},
+                    "quota": {
+                        "requests_per_minute": 60,
+                        "bytes_per_minute": 1e6,
+                        "concurrent": 2,
+                        "tokens_per_minute": 500,
+                    },
                 },
                 "root": {"admin": True},
             },
@@ -47,7 +52,7 @@ def test_a_whole_file() -> None:
         },
         ("default", "lenient"),
     )
-    news = Caller("news", False, "lenient", Quota(60, 1e6, 2), frozenset({"moderation"}))
+    news = Caller("news", False, "lenient", Quota(60, 1e6, 2, 500), frozenset({"moderation"}))
     assert found.callers == {"news": news, "root": Caller("root", admin=True)}
     assert found.keys == {HASH: news, key_hash("y"): news}
     assert set(found.certificates) == {"uri:spiffe://a/b", "dns:b", "subject:CN=b"}

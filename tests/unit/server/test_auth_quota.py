@@ -62,6 +62,52 @@ def test_bytes_a_minute_and_what_a_stream_adds() -> None:
     assert refused_for_s(quotas, caller) > 9
 
 
+def test_tokens_are_paid_afterwards() -> None:
+    clock = Clock()
+    quotas, caller = Quotas(clock), Caller("c", quota=Quota(tokens_per_minute=60))
+    with quotas.admit(caller, 1) as lease:
+        lease.charge(50)
+        lease.add(10**6)  # ten are left, and bytes have no limit
+        lease.charge(130)  # 120 in debt
+        with pytest.raises(QuotaExceededError):
+            lease.add(1)
+    assert refused_for_s(quotas, caller) == pytest.approx(121)
+    served(quotas, Caller("another", quota=Quota(tokens_per_minute=60)))
+    clock.now += 120
+    assert refused_for_s(quotas, caller) == pytest.approx(1)
+    clock.now += 1.001
+    served(quotas, caller)
+
+
+def test_refused_for_tokens_takes_no_bytes_and_no_request() -> None:
+    clock = Clock()
+    quota = Quota(requests_per_minute=2, bytes_per_minute=10, tokens_per_minute=60)
+    quotas, caller = Quotas(clock), Caller("c", quota=quota)
+    with quotas.admit(caller, 5) as lease:
+        lease.charge(60)
+    for _ in range(5):
+        refused_for_s(quotas, caller, 5)
+    clock.now += 1.001
+    served(quotas, caller, 5)
+
+
+@given(st.lists(st.tuples(st.floats(0, 90), st.integers(0, 5000)), max_size=60), st.floats(1, 10_000))
+def test_no_more_tokens_than_the_rate_and_one_call(calls: list[tuple[float, int]], limit: float) -> None:
+    clock = Clock()
+    quotas, caller = Quotas(clock), Caller("c", quota=Quota(tokens_per_minute=limit))
+    total, largest, began = 0, 0, clock.now
+    for wait, tokens in calls:
+        clock.now += wait
+        try:
+            with quotas.admit(caller, 1) as lease:
+                lease.charge(tokens)
+        except QuotaExceededError as error:
+            assert error.retry_after_s > 0
+            continue
+        total, largest = total + tokens, max(largest, tokens)
+        assert total <= limit * (1 + (clock.now - began) / 60) + largest + 1e-6
+
+
 def test_requests_at_the_same_time() -> None:
     quotas, caller = Quotas(Clock()), Caller("c", quota=Quota(concurrent=2))
     with quotas.admit(caller, 1):
