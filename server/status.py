@@ -7,6 +7,7 @@ project did not raise on purpose leave as INTERNAL "internal error" with the req
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -95,11 +96,17 @@ def item_error(found: Failure) -> moderation_pb2.ItemError:
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], found: Failure) -> NoReturn:
-    """End the call with ``found``. Details and pushback travel together: abort_with_status would drop the latter."""
+    """End the call with ``found``. Details and pushback travel together: abort_with_status would drop the latter.
+
+    Raises AbortError, or CancelledError when the caller left before gRPC came to say so: nobody can be told.
+    """
     metadata: list[tuple[str, str | bytes]] = [(DETAILS_KEY, _rpc_status(found).SerializeToString())]
     if found.retry_after_s is not None:
         metadata.append((PUSHBACK_KEY, str(round(found.retry_after_s * 1000))))
-    await context.abort(found.code, found.message, tuple(metadata))
+    try:
+        await context.abort(found.code, found.message, tuple(metadata))
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 def duration(seconds: float) -> Duration:

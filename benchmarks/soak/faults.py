@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -95,7 +96,8 @@ async def silent_writer(address: str, stubs: Stubs, item: Item, chance: Random) 
             start=moderation_pb2.StreamClassifyStart(target=moderation_pb2.TARGET_PROMPT)
         )
     )
-    await call.write(moderation_pb2.StreamClassifyRequest(text=item.text[: len(item.text) // 2]))
+    with suppress(asyncio.InvalidStateError):  # it was refused
+        await call.write(moderation_pb2.StreamClassifyRequest(text=item.text[: len(item.text) // 2]))
     await call.code()
 
 

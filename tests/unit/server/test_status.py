@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import grpc
+import grpc.aio
 import pytest
 
 from guard import errors
@@ -71,3 +75,15 @@ def test_item_errors_say_the_same() -> None:
     assert not item.HasField("retry_delay")
     busy = status.item_error(status.failure(errors.OverloadedError("full", 1.5), "r"))
     assert busy.retry_delay.ToMilliseconds() == 1500
+
+
+async def test_nobody_is_told_when_the_caller_has_left() -> None:
+    """What grpc.aio raises when the batch fails would be logged as an error; a caller who leaves is none."""
+
+    class Left:
+        async def abort(self, *told: Any) -> None:
+            raise grpc.aio.InternalError("the batch failed")
+
+    context: Any = Left()
+    with pytest.raises(asyncio.CancelledError):
+        await status.abort(context, status.failure(errors.CancelledError("no"), "r"))

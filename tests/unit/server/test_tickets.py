@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -124,3 +125,33 @@ async def test_what_comes_too_late_is_discarded(submitter: Submitter) -> None:
     assert discarded == ["session"]
     assert await submitter.run(0, lambda: "kept", discarded.append) == "kept"
     assert discarded == ["session"]
+
+
+async def test_an_error_that_comes_too_late_is_nobodys(submitter: Submitter) -> None:
+    """The caller left while its request was refused: no line in the log for that."""
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+
+    def slow() -> str:
+        time.sleep(0.1)
+        raise ModelOutputError("no")
+
+    waiting = asyncio.ensure_future(submitter.run(0, slow, lambda result: None))
+    await asyncio.sleep(0.02)
+    waiting.cancel()
+    await asyncio.sleep(0.2)
+    assert waiting.cancelled()
+    del waiting
+    gc.collect()
+    assert reported == []
+
+
+async def test_what_is_dropped_at_the_end_is_cancelled() -> None:
+    submitter, free = Submitter(), threading.Event()
+    waiting = [asyncio.ensure_future(submitter.run(0, free.wait, lambda result: None)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    threading.Timer(0.05, free.set).start()
+    submitter.close()
+    assert await asyncio.gather(*waiting[:2]) == [True, True]
+    with pytest.raises(asyncio.CancelledError):
+        await waiting[2]
