@@ -211,7 +211,8 @@ class StreamJudge:
         ticket = await self._submitter.run(0, partial(queue, deadline), lambda _: None)
         if ticket is None:
             return None
-        check = await tickets.result(ticket)
+        with call.current.get().charging(ticket):
+            check = await tickets.result(ticket)
         self._checks += 1
         self._judged_bytes += len(session.text[self._judged : check.judged].encode())
         self._judged = check.judged
