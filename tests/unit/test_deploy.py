@@ -1,7 +1,7 @@
 """What is in deploy/ and the Dockerfile says what the server says: its settings, its plan, its drain.
 
-Those who know the formats better are asked too, where they are installed (`make scan`): hadolint, kubernetes-validate
-and trivy.
+Those who know the formats better are asked too, where they are installed (`make scan`): hadolint, kubernetes-validate,
+trivy, and compose's own schema.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def settings_of(deployment: dict[str, Any], tmp_path: Path) -> Settings:
 def test_the_configuration_is_read_by_the_server(deployment: dict[str, Any], tmp_path: Path) -> None:
     settings = settings_of(deployment, tmp_path)
     encrypted = deployment != read("deployment.yaml")
-    assert settings.allow_insecure is not encrypted
     assert (settings.tls is not None) is (settings.callers is not None) is encrypted
+    assert settings.tls or settings.allow_insecure
     assert settings.address == "0.0.0.0:50051"
     mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
     assert {volume["name"] for volume in pod(deployment)["volumes"]} == mounts.keys()
@@ -84,6 +84,36 @@ def test_the_configuration_is_read_by_the_server(deployment: dict[str, Any], tmp
         assert file is None or any(file.is_relative_to(mount) for mount in mounts.values()), file
     (tmp_path / "policies.yaml").write_text(read("configmap.yaml")["data"]["policies.yaml"], encoding="utf-8")
     assert load_policies(tmp_path / "policies.yaml").default == "standard"
+
+
+def test_only_scrapers_reach_the_metrics_and_only_clients_the_service(tmp_path: Path) -> None:
+    deployment = read("deployment.yaml")
+    ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+    settings = settings_of(deployment, tmp_path)
+    assert settings.telemetry.metrics_host_port() == ("0.0.0.0", ports["metrics"])
+    for name in ("service.yaml", "service-metrics.yaml"):
+        (port,) = read(name)["spec"]["ports"]
+        assert port["port"] == ports[port["targetPort"]]
+    assert int(read("service-metrics.yaml")["metadata"]["annotations"]["prometheus.io/port"]) == ports["metrics"]
+    allowed = {rule["ports"][0]["port"]: rule["from"] for rule in read("networkpolicy.yaml")["spec"]["ingress"]}
+    assert allowed.keys() == set(ports.values())
+    assert allowed[ports["metrics"]] == [{"namespaceSelector": {"matchLabels": {"guardlet-scraper": "true"}}}]
+    (clients,) = allowed[ports["grpc"]]
+    assert clients["podSelector"]["matchLabels"] == {"guardlet-client": "true"}
+
+
+def test_spans_go_where_the_network_lets_them(tmp_path: Path) -> None:
+    variables = read("tracing/configmap.yaml")
+    (source,) = container(read("deployment.yaml"))["envFrom"]
+    assert source["configMapRef"] == {"name": variables["metadata"]["name"], "optional": True}
+    deployment = read("deployment.yaml")
+    container(deployment)["env"] = [{"name": name, "value": value} for name, value in variables["data"].items()]
+    settings = settings_of(deployment, tmp_path)
+    assert 0 < settings.trace_ratio < 1
+    assert read("networkpolicy.yaml")["spec"]["egress"] == []
+    names, spans = read("tracing/networkpolicy.yaml")["spec"]["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert [settings.trace_endpoint.rpartition(":")[2]] == [str(port["port"]) for port in spans["ports"]]
 
 
 def test_the_memory_of_the_pod_is_what_the_plan_says(tmp_path: Path) -> None:
@@ -167,14 +197,16 @@ def test_parts_find_each_other() -> None:
     for selector in (
         read("deployment.yaml")["spec"]["selector"]["matchLabels"],
         read("service.yaml")["spec"]["selector"],
+        read("service-metrics.yaml")["spec"]["selector"],
+        read("tracing/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
         read("pdb.yaml")["spec"]["selector"]["matchLabels"],
         read("networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
     ):
         assert selector and selector.items() <= labels.items()
     assert read("hpa.yaml")["spec"]["scaleTargetRef"]["name"] == read("deployment.yaml")["metadata"]["name"]
-    assert set(read("kustomization.yaml")["resources"]) == {
-        path.name for path in KUBERNETES.glob("*.yaml") if path.name != "kustomization.yaml"
-    }
+    for directory in (KUBERNETES, KUBERNETES / "tracing"):
+        named = set(read(f"{directory}/kustomization.yaml")["resources"])
+        assert named == {path.name for path in directory.glob("*.yaml")} - {"kustomization.yaml"}
 
 
 def test_the_dockerfile_installs_what_is_locked_and_runs_as_nobody() -> None:
@@ -211,10 +243,12 @@ def found(tool: str) -> str:
 
 
 def rendered(directory: Path) -> list[Path]:
-    """Every manifest on its own, and the Deployment of tls/."""
+    """Every manifest on its own, those of tracing/, and the Deployment of tls/."""
     (directory / "deployment-tls.yaml").write_text(yaml.safe_dump(patched()), encoding="utf-8")
+    for name in ("configmap", "networkpolicy"):
+        shutil.copy(KUBERNETES / "tracing" / f"{name}.yaml", directory / f"{name}-tracing.yaml")
     names = read("kustomization.yaml")["resources"]
-    return [*(KUBERNETES / name for name in names), directory / "deployment-tls.yaml"]
+    return [*(KUBERNETES / name for name in names), *directory.glob("*-t*.yaml")]
 
 
 def test_hadolint_finds_nothing() -> None:
@@ -230,6 +264,15 @@ def test_kubernetes_would_take_the_manifests(tmp_path: Path) -> None:
     misspelt = (KUBERNETES / "pdb.yaml").read_text(encoding="utf-8").replace("maxUnavailable", "maxUnavailible")
     (tmp_path / "bad.yaml").write_text(misspelt, encoding="utf-8")
     assert subprocess.run([*command, str(tmp_path / "bad.yaml")], capture_output=True).returncode != 0
+
+
+def test_compose_would_take_its_file(tmp_path: Path) -> None:
+    command = [found("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
+    run = subprocess.run([*command, str(COMPOSE)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    misspelt = COMPOSE.read_text(encoding="utf-8").replace("read_only", "readonly")
+    (tmp_path / "bad.yaml").write_text(misspelt, encoding="utf-8")
+    assert subprocess.run([*command, str(tmp_path / "bad.yaml")], capture_output=True).returncode == 1
 
 
 def test_trivy_finds_nothing(tmp_path: Path) -> None:
