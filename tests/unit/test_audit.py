@@ -12,9 +12,9 @@ import pytest
 from tools.audit import audit
 
 
-def pip_audit(path: Path, output: str) -> list[str]:
+def pip_audit(path: Path, output: str, error: str = "") -> list[str]:
     """A command that answers as pip-audit would."""
-    path.write_text(f"print({output!r})", encoding="utf-8")
+    path.write_text(f"import sys\nprint({output!r})\nsys.exit({error!r} or 0)", encoding="utf-8")
     return [sys.executable, str(path)]
 
 
@@ -27,17 +27,23 @@ BAD = {"name": "jinja2", "version": "3.0", "vulns": [{"id": "CVE-1", "fix_versio
     ("packages", "status", "said"),
     [
         ([CLEAN], 0, "1 packages checked, 0 vulnerabilities"),
-        ([CLEAN, SKIPPED], 0, "not checked: onnxruntime"),
-        ([SKIPPED, SKIPPED], 0, "SKIPPED"),
+        ([CLEAN, SKIPPED], 3, "not checked: onnxruntime"),
+        ([SKIPPED, SKIPPED], 3, "none of 2 packages, the first because: not found"),
+        ([], 3, "names no package"),
         ([CLEAN, BAD], 1, "jinja2 3.0: CVE-1, fixed in 3.1"),
-        (None, 0, "SKIPPED"),
+        ([BAD, SKIPPED], 1, "not checked: onnxruntime"),
+        (None, 3, "ended with status 1: no route to host"),
     ],
 )
 def test_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], packages: list[Any] | None, status: int, said: str
 ) -> None:
-    output = "no route to host" if packages is None else json.dumps({"dependencies": packages})
-    assert audit(pip_audit(tmp_path / "fake.py", output)) == status
+    if packages is None:
+        command = pip_audit(tmp_path / "fake.py", "", "no route to host")
+    else:
+        command = pip_audit(tmp_path / "fake.py", json.dumps({"dependencies": packages}))
+    assert audit(command) == status
     printed = capsys.readouterr().out
     assert said in printed
-    assert ("SKIPPED" in printed) is (said == "SKIPPED")
+    checked = any("skip_reason" not in package for package in packages or [])
+    assert ("SKIPPED, nothing was checked" in printed) is not checked
