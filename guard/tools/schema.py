@@ -22,6 +22,9 @@ MAX_SCHEMA_BYTES: Final = 32 * 1024
 MAX_SCHEMAS_BYTES: Final = 256 * 1024
 #: What checking one call may cost, in keywords evaluated and entries of their lists read: about a second at worst.
 MAX_CHECKS: Final = 100_000
+#: Keywords inside keywords while one value is checked, far from the depth at which Python gives up: there jsonschema's
+#: native parts do not raise RecursionError but panic, and ``{"$ref": "#"}`` never ends.
+MAX_NESTED_CHECKS: Final = 160
 
 
 def check_tools(tools: Sequence[Tool], choice: ToolChoice) -> None:
@@ -68,11 +71,13 @@ class ArgumentChecker:
         self._validator = jsonschema.validators.extend(draft, rules)(_plain(tool.parameters), registry=Registry())
         self._error = jsonschema.ValidationError
         self._patterns: dict[str, Pattern] = {}
-        self._checks = 0
+        self._checks = self._nested = 0
 
     def accepts(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether the schema takes ``arguments``; no, too, where finding out costs more than MAX_CHECKS."""
-        self._checks = 0
+        """Whether the schema takes ``arguments``; no, too, where finding out costs more than MAX_CHECKS, or goes deeper
+        than MAX_NESTED_CHECKS.
+        """
+        self._checks = self._nested = 0
         try:
             return bool(self._validator.is_valid(arguments))
         except (RecursionError, ArithmeticError, _TooManyChecksError):
@@ -83,9 +88,13 @@ class ArgumentChecker:
             self._checks += 1 + (len(value) if isinstance(value, dict | list) else 0)
             if "uniqueItems" in schema and isinstance(instance, list):
                 self._checks += len(instance) ** 2 // 32  # compared in pairs
-            if self._checks > MAX_CHECKS:
+            if self._checks > MAX_CHECKS or self._nested >= MAX_NESTED_CHECKS:
                 raise _TooManyChecksError
-            yield from rule(validator, value, instance, schema) or ()
+            self._nested += 1
+            try:
+                yield from rule(validator, value, instance, schema) or ()
+            finally:
+                self._nested -= 1
 
         return counted
 

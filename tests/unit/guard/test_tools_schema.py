@@ -14,6 +14,7 @@ from guard.errors import InvalidInputError, UnsupportedError
 from guard.generation import Tool, ToolChoice, ToolMode
 from guard.tools import keywords, patterns
 from guard.tools.schema import ArgumentChecker, check_tools
+from guard.tools.values import MAX_DEPTH
 
 AUTO, NONE, REQUIRED = (ToolChoice(mode) for mode in (ToolMode.AUTO, ToolMode.NONE, ToolMode.REQUIRED))
 
@@ -180,6 +181,25 @@ def test_references_in_a_circle() -> None:
     function = tool(properties={"v": {"$ref": "#/$defs/a"}}, **{"$defs": {"a": {"$ref": "#/$defs/a"}}})
     check_tools((function,), AUTO)
     assert not ArgumentChecker(function).accepts({"v": 1})
+
+
+@pytest.mark.parametrize("circle", [{"$ref": "#"}, {"allOf": [{"$ref": "#"}], "type": ["object"]}])
+def test_circles_end_before_the_stack_does(circle: dict[str, Any]) -> None:
+    """Failure test 17: native code that runs out of Python's stack panics, which would take the engine along."""
+    checker = ArgumentChecker(Tool("f", "", {"type": "object"} | circle))
+
+    def accepts(frames: int) -> bool:
+        return accepts(frames - 1) if frames else checker.accepts({"a": 1})
+
+    assert not any(accepts(frames) for frames in range(40))  # one of them would end in the native part
+
+
+def test_arguments_as_deep_as_json_may_be() -> None:
+    checker = ArgumentChecker(Tool("f", "", {"type": "object", "properties": {"a": {"$ref": "#"}}}))
+    value: dict[str, Any] = {}
+    for _ in range(MAX_DEPTH - 1):
+        value = {"a": value}
+    assert checker.accepts(value)
 
 
 @pytest.mark.parametrize("package", ["jsonschema", "llguidance"])
