@@ -6,14 +6,14 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from server.errors import SettingsError
 from server.settings import Settings
+from server.strict_yaml import load_file, parse
 
 PREFIX = "GUARD_"
 #: For the client, which may run in the same container.
@@ -50,14 +50,7 @@ def load_with_sources(
 def _read_yaml(config: Path | None) -> dict[str, Any]:
     if config is None:
         return {}
-    try:
-        value = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError("config", f"{config}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError("config", f"{config}: not YAML") from error
-    if value is None:
-        return {}
+    value = load_file("config", config, parse)
     if not isinstance(value, dict):
         raise SettingsError("config", f"{config}: expected a mapping of settings")
     return value
@@ -82,7 +75,8 @@ def _typed(name: str, value: Any, source: str) -> Any:
         except ValueError:
             pass
     elif kind is float and type(value) is int:
-        return float(value)
+        with suppress(OverflowError):
+            return float(value)
     elif type(value) is kind or (kind is Path and isinstance(value, Path)):
         return value
     raise SettingsError(name, f"expected {_NAMES[kind]} (in {source})")

@@ -76,7 +76,10 @@ def number(where: str, value: Any) -> float:
     """``value`` as a number; raises InvalidInputError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInputError(where, "expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer of more than 308 digits
+        raise InvalidInputError(where, "is too large") from None
 
 
 class _Loader(yaml.SafeLoader):

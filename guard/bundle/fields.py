@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from types import UnionType
@@ -52,8 +53,10 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 
 
 def _exactly(kind: Any, value: Any, where: str) -> Any:
-    """``value`` if it has just this type: a bool is no int here, but an int is accepted for a float."""
-    if kind is float and type(value) is int:
+    """``value`` if it has just this type: a bool is no int here, but an int is accepted for a float. All are finite."""
+    if kind is float and type(value) in (int, float):
+        if not abs(value) <= sys.float_info.max:  # Python's JSON has NaN and 1e999; as a tolerance, both allow anything
+            raise BundleError(f"{where}: expected a finite number")
         return float(value)
     if type(value) is not kind:
         raise BundleError(f"{where}: expected {kind.__name__}, found {type(value).__name__}")

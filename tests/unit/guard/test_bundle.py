@@ -85,6 +85,8 @@ def test_file_names_stay_inside(bundle: Path, name: str) -> None:
         (lambda value: value["graph"].update(interface="magic"), "manifest.graph.interface"),
         (lambda value: value["graph"].update(file="other.onnx"), r"other\.onnx"),
         (lambda value: value["guard"]["answer"].update(safe=1.5), "manifest.guard.answer.safe"),
+        (lambda value: value["generation"].update(temperature=float("nan")), "manifest.generation.temperature"),
+        (lambda value: value["generation"].update(top_p=10**400), "manifest.generation.top_p"),
     ],
 )
 def test_broken_manifest_names_the_field(bundle: Path, change: Callable[[dict[str, Any]], object], field: str) -> None:

@@ -162,6 +162,7 @@ def test_reader_and_schema_refuse_the_same(value: Any, field: str) -> None:
         ("a: \x01", "^the file: not YAML"),
         ("a: 2024-99-99", "^the file: not YAML"),
         ("policies: {p: {threshold: .nan}}", r"^policies\.p\.threshold: "),
+        ("policies: {p: {threshold: 1" + "0" * 400 + "}}", r"^policies\.p\.threshold: is too large"),
         ("policies: {p: {deny: ['\u200b']}}", r"^policies\.p\.deny\[0\]\.phrase: "),
     ],
 )

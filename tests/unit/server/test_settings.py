@@ -70,9 +70,17 @@ def test_unknown_and_mistyped_keys_are_named(
 def test_the_file_must_be_readable(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"config: .*missing.yaml: No such file"):
         load_settings(GUARD, {}, tmp_path / "missing.yaml")
-    (tmp_path / "latin.yaml").write_bytes(b"guard: \xff")
-    with pytest.raises(SettingsError, match="not YAML"):
-        load_settings(GUARD, {}, tmp_path / "latin.yaml")
+    for content, problem in {
+        b"guard: \xff": "not UTF-8",
+        b"threads: 2024-99-99": "not YAML",
+        b"threads: 1\nthreads: 2": r"threads: is given twice \(line 2\)",
+        b"[" * 5000: "not YAML",
+        b"- threads": "expected a mapping",
+        b"drain_delay_s: 1" + b"0" * 400: "drain_delay_s: expected a number",
+    }.items():
+        (tmp_path / "wrong.yaml").write_bytes(content)
+        with pytest.raises(SettingsError, match=problem):
+            load_settings(GUARD, {}, tmp_path / "wrong.yaml")
 
 
 def test_variables_of_kubernetes_services_are_not_settings() -> None:
