@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from tests.fuzz.targets import Findings, Fuzzer
+
+#: Each target has as much time as any other.
+_TURN_S = 0.5
 
 
 def main() -> int:
@@ -17,16 +21,20 @@ def main() -> int:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--target", help="one target only")
     args = parser.parse_args()
-    found, seed = Findings(), args.first_seed
+    found, next_seed = Findings(), defaultdict[str, int](lambda: args.first_seed)
     with tempfile.TemporaryDirectory() as directory:
         fuzzer = Fuzzer(Path(directory))
         until = time.monotonic() + args.minutes * 60
         while time.monotonic() < until:
             for name in [args.target] if args.target else fuzzer.targets:
-                fuzzer.one(name, seed, found)
-            seed += 1
+                turn = time.monotonic() + _TURN_S
+                while time.monotonic() < turn:
+                    fuzzer.one(name, next_seed[name], found)
+                    next_seed[name] += 1
         fuzzer.close()
-    print(f"{found.inputs} inputs, seeds {args.first_seed} to {seed - 1}: {dict(found.ends.most_common())}")
+    print(f"{found.inputs} inputs, seeds from {args.first_seed}")
+    for name, ends in found.ends.items():
+        print(f"{name}: {ends.total()}: {dict(ends.most_common())}")
     print("\n".join(found.findings) or "no findings")
     return 1 if found.findings else 0
 

@@ -1,4 +1,5 @@
-"""What is fuzzed: bytes through the server's own decoding, prompts and answers, without a network in between.
+"""What is fuzzed: bytes through the server's own decoding, prompts and answers, without a network in between; and the
+readers of ``tests.fuzz.parsers``.
 
 Whatever comes in, an answer or an error with a name goes out, within seconds; never INTERNAL. And texts have no
 say in what a prompt is made of: the control tokens of a prompt, and its delimiters, are those of the same conversation
@@ -8,7 +9,7 @@ with other texts.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
@@ -21,15 +22,22 @@ from google.protobuf.message import DecodeError, Message
 
 from guard.chat_template import ChatTemplate
 from guard.classifier import Classifier
-from guard.conversation import Conversation, Role, Target
+from guard.conversation import (
+    Conversation,
+    Role,
+    Target,
+    ToolCall,
+    check_generation_turns,
+    check_moderation_turns,
+)
 from guard.conversation import Message as Turn
 from guard.engine.sampler import SamplingParams
 from guard.engine.settings import EngineSettings
-from guard.errors import GuardError, ModelOutputError
+from guard.errors import CheckpointError, GuardError, ModelOutputError
 from guard.generator import Generator
 from guard.pipeline import GuardedGenerator
 from guard.policies import PolicyBook
-from guard.policy import Policy
+from guard.policy import CustomCategory, Policy
 from guard.prompt import GuardPromptBuilder
 from guard.tagger import Tagger
 from guard.tokenizer import Tokenizer
@@ -38,6 +46,7 @@ from guard.v1.moderation_pb2 import TARGET_RESPONSE, ClassifyRequest, StreamClas
 from server import convert, convert_generation, convert_guarded, convert_policy, convert_tag, status
 from tests.contract.fakes import FakeModels
 from tests.fuzz.mutations import disturb, fill, mangled, text
+from tests.fuzz.parsers import Parsers
 from tests.unit.guard.builders import FORMAT
 
 #: Of CPU time: far more than the scripted models take for the longest of the texts.
@@ -52,13 +61,14 @@ _DELIMITERS = ("<TALK>", "</TALK>")
 class Findings:
     """How inputs ended, and those that ended as none may: the target, the seed and why."""
 
-    ends: Counter[str] = field(default_factory=Counter)
+    #: By target, and by how they ended.
+    ends: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     findings: list[str] = field(default_factory=list)
 
     @property
     def inputs(self) -> int:
         """How many were tried."""
-        return self.ends.total()
+        return sum(ends.total() for ends in self.ends.values())
 
 
 class Fuzzer:
@@ -80,32 +90,39 @@ class Fuzzer:
             "tag": lambda chance: self._decoded(chance, TagRequest, self._tag),
             "guard prompt": self._guard_prompt,
             "chat prompt": self._chat_prompt,
+            "conversation": self._conversation,
+            "custom categories": self._custom_categories,
         }
+        self._parsers = Parsers(directory)
+        self.targets |= self._parsers.targets
 
     def close(self) -> None:
         """Stop the models."""
+        self._parsers.close()
         self._guard.close()
         self._instruct.close()
 
     def one(self, name: str, seed: int, found: Findings) -> None:
         """Try one input of one target."""
-        began = time.process_time()
+        began, ends = time.process_time(), found.ends[name]
         try:
             self.targets[name](Random(f"{name} {seed}"))
         except DecodeError:
-            found.ends["not a message"] += 1
+            ends["not a message"] += 1
         except ModelOutputError:
-            found.ends["unreadable"] += 1  # what a scripted model writes when it is asked for a whole list
+            ends["unreadable"] += 1  # what a scripted model writes when it is asked for a whole list
+        except CheckpointError:
+            ends["refused"] += 1  # met in an export, never in a call
         except GuardError as error:
             code = status.failure(error, "fuzz").code
-            found.ends[code.name] += 1
+            ends[code.name] += 1
             if code in _INTERNAL:
                 found.findings.append(f"{name}, seed {seed}: {type(error).__name__}")
         except Exception as error:  # noqa: BLE001 - that is what is looked for
-            found.ends["CRASH"] += 1
+            ends["CRASH"] += 1
             found.findings.append(f"{name}, seed {seed}: {type(error).__name__}: {error}")
         else:
-            found.ends["answered"] += 1
+            ends["answered"] += 1
         if time.process_time() - began > SLOW_S:
             found.findings.append(f"{name}, seed {seed}: took {time.process_time() - began:.1f} s")
 
@@ -180,6 +197,38 @@ class Fuzzer:
             made.append(self._tokenizer.encode(segments))
         self._check_same(*made)
 
+    def _conversation(self, chance: Random) -> None:
+        """Any roles in any order, calls and results among them, lone surrogates: refused by name, or both prompts."""
+        calls = [ToolCall(*(_any_text(chance) for _ in range(3))) for _ in range(2)] + [ToolCall("1", "f", "{}")]
+        turns = tuple(
+            Turn(
+                chance.choice((Role.USER, Role.ASSISTANT, Role.USER, Role.ASSISTANT, Role.SYSTEM, Role.TOOL)),
+                _any_text(chance),
+                tuple(chance.sample(calls, chance.choice((0, 0, 0, 1, 2)))),
+                chance.choice(("", "", "", "1", _any_text(chance))),
+            )
+            for _ in range(chance.choice((0, 1, 1, 2, 3, 5)))
+        )
+        conversation, target = Conversation(turns), chance.choice(list(Target))
+        if chance.random() < 0.5:
+            check_moderation_turns(conversation, target)
+            self._builder.build(conversation, target, Policy())
+        else:
+            check_generation_turns(conversation)
+            self._tokenizer.encode(self._instruct.template.segments(conversation, date(2026, 11, 22)))
+
+    def _custom_categories(self, chance: Random) -> None:
+        """A caller's categories are text of the prompt, never its delimiters or control tokens."""
+        made, written = [], []
+        for name, description in ((text(chance)[:64], text(chance)[:512]), ("x", "y")):
+            policy = Policy(custom_categories=(CustomCategory("S2", name, description),))
+            conversation = Conversation((Turn(Role.USER, "bread"),))
+            made.append(self._builder.build(conversation, Target.PROMPT, policy).token_ids)
+            written.append(self._builder.render(conversation, Target.PROMPT, policy))
+        self._check_same(*made)
+        for delimiter in _DELIMITERS:
+            assert [prompt.count(delimiter) for prompt in written] == [1, 1], delimiter
+
     def _check_same(self, first: Any, second: Any) -> None:
         """That both prompts have the same control tokens in the same order."""
         controls = [[token for token in ids if token in self._control] for ids in (first, second)]
@@ -205,3 +254,8 @@ def _make_valid(request: Any, chance: Random) -> None:
 
 def _turns(contents: list[str]) -> tuple[Turn, ...]:
     return tuple(Turn((Role.USER, Role.ASSISTANT)[index % 2], content) for index, content in enumerate(contents))
+
+
+def _any_text(chance: Random) -> str:
+    """Now and then one that is not Unicode."""
+    return text(chance) + chance.choice(("", "", "", "", "", "", "", "\ud800", "\udfff x"))
