@@ -1,4 +1,4 @@
-"""What is in deploy/ and the Dockerfile says what the server says: its settings, its plan, its drain.
+"""What is in deploy/ and the Dockerfile says what the server says: its settings, its drain. Memory: test_sizing.py.
 
 Those who know the formats better are asked too, where they are installed (`make scan`): hadolint, kubernetes-validate,
 trivy, and compose's own schema.
@@ -6,8 +6,6 @@ trivy, and compose's own schema.
 
 from __future__ import annotations
 
-import copy
-import math
 import re
 import shutil
 import subprocess
@@ -18,57 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from guard.bundle.manifest import Manifest
-from guard.cli.plan import read_size
-from guard.engine.settings import EngineSettings
-from guard.plan import MIB, plan_server
 from server.policies import load_policies
-from server.settings import Settings
-from server.settings_sources import load_settings
+from tests.unit.manifests import COMPOSE, KUBERNETES, ROOT, container, patched, pod, read, settings_of
 from tools.image import missing
-from tools.sizing import PLANNED, manifest, recommended, table
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-KUBERNETES = ROOT / "deploy" / "kubernetes"
-COMPOSE = ROOT / "deploy" / "compose.yaml"
-
-
-def read(name: str) -> Any:
-    return yaml.safe_load((KUBERNETES / name).read_text(encoding="utf-8"))
-
-
-def patched() -> dict[str, Any]:
-    """The Deployment with the JSON patch of tls/ applied."""
-    document = copy.deepcopy(read("deployment.yaml"))
-    for operation in read("tls/patch.yaml"):
-        *parents, last = operation["path"].strip("/").split("/")
-        target = document
-        for part in parents:
-            target = target[int(part)] if isinstance(target, list) else target[part]
-        if last == "-":
-            target.append(operation["value"])
-        else:
-            assert (last in target) == (operation["op"] == "replace"), operation
-            target[last] = operation["value"]
-    return document  # type: ignore[no-any-return]
-
-
-def pod(deployment: dict[str, Any]) -> dict[str, Any]:
-    return deployment["spec"]["template"]["spec"]  # type: ignore[no-any-return]
-
-
-def container(deployment: dict[str, Any]) -> dict[str, Any]:
-    (only,) = pod(deployment)["containers"]
-    return only  # type: ignore[no-any-return]
-
-
-def settings_of(deployment: dict[str, Any], tmp_path: Path) -> Settings:
-    """What `guard serve` makes of the ConfigMap and the container's variables."""
-    (tmp_path / "guard.yaml").write_text(read("configmap.yaml")["data"]["guard.yaml"], encoding="utf-8")
-    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
-    image = dict(re.findall(r"\b(GUARD_\w+)=(\S+)", dockerfile.partition("ENV")[2]))
-    variables = {entry["name"]: entry["value"] for entry in container(deployment).get("env", [])}
-    return load_settings({}, image | variables, tmp_path / "guard.yaml")
 
 
 @pytest.mark.parametrize("deployment", [read("deployment.yaml"), patched()], ids=["plain", "tls"])
@@ -76,7 +26,6 @@ def test_the_configuration_is_read_by_the_server(deployment: dict[str, Any], tmp
     settings = settings_of(deployment, tmp_path)
     encrypted = deployment != read("deployment.yaml")
     assert (settings.tls is not None) is (settings.callers is not None) is encrypted
-    assert settings.tls or settings.allow_insecure
     assert settings.address == "0.0.0.0:50051"
     mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
     assert {volume["name"] for volume in pod(deployment)["volumes"]} == mounts.keys()
@@ -114,38 +63,6 @@ def test_spans_go_where_the_network_lets_them(tmp_path: Path) -> None:
     names, spans = read("tracing/networkpolicy.yaml")["spec"]["egress"]
     assert {port["port"] for port in names["ports"]} == {53}
     assert [settings.trace_endpoint.rpartition(":")[2]] == [str(port["port"]) for port in spans["ports"]]
-
-
-def test_the_memory_of_the_pod_is_what_the_plan_says(tmp_path: Path) -> None:
-    deployment = read("deployment.yaml")
-    settings = settings_of(deployment, tmp_path)
-    assert settings.guard is not None and settings.guard.name.endswith("int8") and settings.instruct is None
-    needed = recommended([manifest("1bguard-int8")], settings.kv_cache_mib * MIB)
-    resources = container(deployment)["resources"]
-    assert read_size(resources["limits"]["memory"]) == needed
-    assert resources["requests"] == resources["limits"]
-
-
-def test_the_memory_of_the_compose_file_is_what_the_plan_says() -> None:
-    service = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))["services"]["guardlet"]
-    kv_bytes = int(service["environment"]["GUARD_KV_CACHE_MIB"]) * MIB
-    needed = recommended([manifest("embedded-guard"), manifest("embedded-instruct")], kv_bytes)
-    assert service["mem_limit"] == service["memswap_limit"] == f"{needed // MIB}m"
-
-
-@pytest.mark.parametrize("row", PLANNED, ids=lambda row: str(row.title))
-def test_what_is_recommended_fits_and_not_much_less_would(row: Any) -> None:
-    manifests = [manifest(name) for name in row.bundles]
-    limit = recommended(manifests, row.kv_bytes)
-    plan = plan_server(manifests, EngineSettings(), 32 * MIB, row.kv_bytes, limit)
-    plan.check(limit)
-    assert limit - plan.total < 0.05 * limit + 64 * MIB
-    assert limit % (64 * MIB) == 0 and math.isclose(limit, plan.total / 0.95, rel_tol=0.15)
-
-
-def test_the_sizes_in_the_documents_are_those_of_the_plan() -> None:
-    text = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
-    assert table() in text, f"run python -m tools.sizing and paste:\n{table()}"
 
 
 def test_a_pod_that_goes_away_finishes_what_it_has_accepted(tmp_path: Path) -> None:
@@ -258,9 +175,8 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_kubernetes_would_take_the_manifests(tmp_path: Path) -> None:
     command = [found("kubernetes-validate"), "--strict"]
-    for path in rendered(tmp_path):
-        run = subprocess.run([*command, str(path)], capture_output=True, text=True)
-        assert run.returncode == 0, run.stdout + run.stderr
+    run = subprocess.run([*command, *map(str, rendered(tmp_path))], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
     misspelt = (KUBERNETES / "pdb.yaml").read_text(encoding="utf-8").replace("maxUnavailable", "maxUnavailible")
     (tmp_path / "bad.yaml").write_text(misspelt, encoding="utf-8")
     assert subprocess.run([*command, str(tmp_path / "bad.yaml")], capture_output=True).returncode != 0
@@ -288,10 +204,3 @@ def test_trivy_finds_nothing(tmp_path: Path) -> None:
     container(deployment)["securityContext"]["privileged"] = True
     (scanned / "deployment.yaml").write_text(yaml.safe_dump(deployment), encoding="utf-8")
     assert subprocess.run(scan, capture_output=True).returncode == 1
-
-
-def test_the_manifests_of_the_sizes_are_of_the_shape_they_name() -> None:
-    for name in ("1bguard-int8", "1bguard-int4", "1binstruct-int8", "1binstruct-int4"):
-        shape: Manifest = manifest(name)
-        assert (shape.shape.layers, shape.shape.hidden_size, shape.shape.vocab_size) == (16, 2048, 128256)
-        assert shape.quantization.name == name.rpartition("-")[2]
