@@ -2,7 +2,8 @@
 
 A mount namespace has the image's files as a root that nobody can write to, with the models mounted read-only; the
 process is number 1 of a PID namespace, has the image's user, environment and entry point, no capabilities and
-no_new_privs. What is missing against a real runtime: a seccomp profile, a cgroup and a network of its own.
+no_new_privs. What is missing against a real runtime: a seccomp profile, a network of its own, and a cgroup. A memory
+limit is therefore only told, in the files where a cgroup would tell it; the kernel does not enforce it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -21,12 +23,13 @@ from tools.image import buildah, config, mounted
 _START_S = 180.0
 _POLL_S = 0.1
 _STOP_S = 60.0
-#: $1 the root, $2 the models; the rest is the command.
+#: $1 the root, $2 the models, $3 what is seen of the cgroup, $4 the user; the rest is the command.
 _ENTER = """\
-root=$1 models=$2 user=$3; shift 3
+root=$1 models=$2 cgroup=$3 user=$4; shift 4
 mount --bind "$root" "$root" && mount --bind "$models" "$root/models" &&
 mount -o remount,bind,ro "$root/models" && mount -o remount,bind,ro "$root" &&
 mount -t proc proc "$root/proc" && mount --rbind /dev "$root/dev" && mount --bind /sys "$root/sys" &&
+mount --bind "$cgroup" "$root/sys/fs/cgroup" &&
 exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"
 """
 
@@ -34,19 +37,21 @@ exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"
 class Container:
     """The server of the image on a free port of this machine, from entry to exit of the block.
 
-    ``environment`` adds variables. ``address`` is where it listens, ``root`` where its files are from outside.
+    ``environment`` adds variables, ``memory`` is the limit in bytes that it is told. ``address`` is where it listens,
+    ``root`` where its files are from outside, ``environment`` what was added.
     """
 
-    def __init__(self, models: Path, **environment: str) -> None:
+    def __init__(self, models: Path, memory: int | None = None, **environment: str) -> None:
         self._models = models
-        self._environment = environment
+        self.environment = environment
         self._config = config()
         self._name, self.root = mounted()
         self._process: subprocess.Popen[bytes] | None = None
         self._log = self.root.parent / f"{self._name}.log"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._cgroup = tempfile.TemporaryDirectory(prefix="guardlet-cgroup-")
+        Path(self._cgroup.name).chmod(0o755)
+        (Path(self._cgroup.name) / "memory.max").write_text("max" if memory is None else str(memory), encoding="ascii")
+        self.address = free_address()
 
     def __enter__(self) -> Container:
         with self._log.open("wb") as log:
@@ -66,6 +71,7 @@ class Container:
                 self._process.wait()
         finally:
             self._log.unlink(missing_ok=True)
+            self._cgroup.cleanup()
             buildah("rm", self._name)
 
     def wait_ready(self) -> None:
@@ -108,13 +114,14 @@ class Container:
         return self._process.wait(timeout_s)
 
     def _command(self, command: list[str]) -> list[str]:
-        own = {"GUARD_ADDRESS": self.address} | self._environment
+        own = {"GUARD_ADDRESS": self.address} | self.environment
         variables = [*self._config["Env"], *(f"{name}={value}" for name, value in own.items())]
         if not any(variable.startswith("PATH=") for variable in variables):
             variables.append("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")  # a runtime's own
         namespaces = ["unshare", "--mount", "--pid", "--fork", "--propagation=private"]
         enter = ["env", "-i", *variables, "/bin/sh", "-c", _ENTER, "enter"]
-        return [*namespaces, *enter, str(self.root), str(self._models), self._config["User"], *command]
+        places = [str(self.root), str(self._models), self._cgroup.name]
+        return [*namespaces, *enter, *places, self._config["User"], *command]
 
     def _server_pid(self) -> int:
         return self._children()[0]
@@ -134,3 +141,10 @@ class Container:
                 break
             time.sleep(_POLL_S)
         raise RuntimeError(f"the server did not say {event!r}:\n{self.log()}")
+
+
+def free_address() -> str:
+    """HOST:PORT of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
