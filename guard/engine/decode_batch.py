@@ -29,7 +29,10 @@ class DecodeBatch:
         return [pages.array[: len(self.caches)] for pages in self._pages]
 
     def set(self, caches: list[KvCache]) -> None:
-        """Make ``caches`` the ones in the batch, in some order: others leave first, then the new ones join."""
+        """Make ``caches`` the ones in the batch, in some order: others leave first, then the new ones join.
+
+        Raises OverloadedError when there is no memory for that; those in the batch are whole then, too.
+        """
         self.prune()
         for cache in [cache for cache in self.caches if cache not in caches]:
             self._leave(cache)
@@ -69,13 +72,15 @@ class DecodeBatch:
     def _make_room(self, rows: int, capacity: int) -> None:
         if rows <= self._rows and capacity <= self._capacity:
             return
-        if rows > self._rows:
-            self._rows = max(rows, 2 * self._rows)
+        rows = max(rows, 2 * self._rows) if rows > self._rows else self._rows
         if capacity > self._capacity:
-            self._capacity = -(-max(capacity, 2 * self._capacity) // _TOKENS) * _TOKENS
-        size = (self._rows, self._shape.kv_heads, self._capacity, self._shape.head_dim)
-        for index in range(2 * self._shape.layers):
-            pages = Pages(size)
+            capacity = -(-max(capacity, 2 * self._capacity) // _TOKENS) * _TOKENS
+        else:
+            capacity = self._capacity
+        size = (rows, self._shape.kv_heads, capacity, self._shape.head_dim)
+        made = [Pages(size) for _ in range(2 * self._shape.layers)]  # nothing has changed yet if that fails
+        for index, pages in enumerate(made):
             for row, cache in enumerate(self.caches):
                 cache.move(index, pages.array[row : row + 1])
             self._pages[index : index + 1] = [pages]
+        self._rows, self._capacity = rows, capacity

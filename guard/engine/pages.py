@@ -12,19 +12,30 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from guard.errors import OverloadedError
+
 Float32 = npt.NDArray[np.float32]
 
 _ITEM = np.dtype(np.float32).itemsize
 # Linux only, as is the release of the pages; elsewhere the memory is as good, and freed with the array.
 _NO_HUGE_PAGES = getattr(mmap, "MADV_NOHUGEPAGE", None)
 _RELEASE = getattr(mmap, "MADV_DONTNEED", None)
+#: What callers are told: by then a request or two will have ended.
+_RETRY_S = 1.0
 
 
 class Pages:
-    """float32 zeros of ``shape`` in ``array``; a page is resident once it is written to."""
+    """float32 zeros of ``shape`` in ``array``; a page is resident once it is written to.
+
+    Raises OverloadedError when the system gives none: RLIMIT_AS and RLIMIT_DATA count what is never written to.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        self._memory = mmap.mmap(-1, max(1, prod(shape)) * _ITEM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        size = max(1, prod(shape)) * _ITEM
+        try:
+            self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:
+            raise OverloadedError("the system has no memory for a KV cache", _RETRY_S) from None
         if _NO_HUGE_PAGES is not None:
             self._memory.madvise(_NO_HUGE_PAGES)
         self.array: Float32 = np.frombuffer(self._memory, np.float32, prod(shape)).reshape(shape)

@@ -88,21 +88,25 @@ class Scheduler:
         if len(caches) == 1 and requests[0].draft:
             self._verify(deciders[0], requests[0])
             return
-        self._batch.set(caches)
         if not caches:
+            self._batch.prune()
             return
         token_of = {
             id(cache): token
             for request in requests
             for cache, token in zip(request.caches, request.token_ids, strict=True)
         }
-        tokens = [token_of[id(cache)] for cache in self._batch.caches]
+
+        def step() -> Float32:
+            self._batch.set(caches)
+            return self._runner.decode(self._batch, [token_of[id(cache)] for cache in self._batch.caches])
+
         began = self._clock()
-        logits = self._model(deciders, lambda: self._runner.decode(self._batch, tokens))
+        logits = self._model(deciders, step)
         if logits is None:
             return
-        self._note_decode(deciders, len(tokens), began)
-        self.counters.decode_tokens += len(tokens)
+        self._note_decode(deciders, len(caches), began)
+        self.counters.decode_tokens += len(caches)
         row_of = {id(cache): row for row, cache in enumerate(self._batch.caches)}
         for active, request in zip(deciders, requests, strict=True):
             active.ticket.done.decoded_tokens += len(request.caches)

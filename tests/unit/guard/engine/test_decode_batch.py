@@ -4,11 +4,14 @@ import gc
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.engine.decode_batch import DecodeBatch
 from guard.engine.kv_cache import Float32, KvCache
+from guard.engine.pages import Pages
+from guard.errors import OverloadedError
 from guard.testing import TINY_SHAPE
 
 from .resident import linux_only, resident_bytes
@@ -134,3 +137,25 @@ def test_nothing_is_resident_once_all_have_gone() -> None:
         cache.free()
     batch.prune()
     assert resident_bytes() < full - (28 << 20)
+
+
+def test_without_memory_to_grow_it_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    (first, held_first), (second, held_second) = new_cache(100, 40), new_cache(600, 500)
+    held = {id(first): held_first, id(second): held_second}
+    batch, given = DecodeBatch(SHAPE), []
+
+    def short_of_memory(size: tuple[int, ...]) -> Pages:
+        given.append(size)
+        if len(given) == 3:
+            raise OverloadedError("no memory", 1.0)
+        return Pages(size)
+
+    batch.set([first])
+    monkeypatch.setattr("guard.engine.decode_batch.Pages", short_of_memory)
+    with pytest.raises(OverloadedError):
+        batch.set([first, second])
+    assert batch.caches == [first]
+    check(batch, [first, second], held)
+    batch.set([first, second])  # there is memory again
+    append(batch, held)
+    check(batch, [first, second], held)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from guard.engine.pages import Pages
+from guard.errors import OverloadedError
 
 from .resident import linux_only, resident_bytes
 
@@ -55,3 +56,9 @@ def test_a_release_never_touches_the_rows_beside(row_items: int) -> None:
 def test_fresh_memory_is_zero_even_when_there_is_none() -> None:
     assert (Pages((2, 3, 4)).array == 0).all()
     assert Pages((2, 0, 4)).array.shape == (2, 0, 4)
+
+
+def test_a_system_without_memory_is_overloaded() -> None:
+    with pytest.raises(OverloadedError, match="no memory") as refused:
+        Pages((1 << 45,))  # more than a process can address
+    assert refused.value.retry_after_s > 0

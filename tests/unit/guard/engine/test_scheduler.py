@@ -12,7 +12,7 @@ from guard.engine.kv_cache import KvCache
 from guard.engine.scheduler import Scheduler
 from guard.engine.sequence import Decode, Float32, Forward, Job, Ticket
 from guard.engine.settings import EngineSettings
-from guard.errors import ModelOutputError
+from guard.errors import ModelOutputError, OverloadedError
 from guard.testing import TINY_SHAPE, FakeRunner
 
 SETTINGS = EngineSettings(prefill_chunk=256, step_s=0.15)
@@ -174,6 +174,27 @@ def test_a_failing_batch_fails_those_that_decode(scheduler: Scheduler, runner: L
     assert sorted(map(id, scheduler.take_ended())) == sorted(map(id, [*decoding, reading]))
     reading.settle()
     assert reading.future.result(0) == 1.0
+
+
+def test_without_memory_for_a_batch_those_that_decode_are_refused(
+    scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(size: tuple[int, ...]) -> None:
+        raise OverloadedError("no memory", 1.0)
+
+    decoding, later = [writer(3), writer(3)], writer(1)
+    with monkeypatch.context() as without:
+        without.setattr("guard.engine.decode_batch.Pages", none_left)
+        scheduler.round(decoding)
+    assert scheduler.take_ended() == decoding
+    for ticket in decoding:
+        ticket.settle()
+        with pytest.raises(OverloadedError):
+            ticket.future.result(0)
+    scheduler.round([later])
+    assert scheduler.take_ended() == [later]
+    later.settle()
+    assert later.future.result(0) == 1
 
 
 def test_an_error_of_a_job_is_its_own(scheduler: Scheduler, runner: LoggingRunner) -> None:
