@@ -7,6 +7,7 @@ import os
 import numpy as np
 
 from guard.bundle import Bundle, BundleKey, open_bundle
+from guard.bundle.external_data import check_external_data
 from guard.bundle.manifest import Probe
 from guard.classifier import Classifier
 from guard.engine.engine import Engine
@@ -43,6 +44,7 @@ def _load(
     bundle = open_bundle(directory, key)
     if bundle.manifest.task != task:
         raise BundleError(f"{directory}: a bundle for {bundle.manifest.task}, expected {task}")
+    check_external_data(bundle.graph_path, bundle.manifest.files)
     runner = load_runner(bundle, settings.threads)
     _warm_up(runner)
     if bundle.manifest.parity is not None:
