@@ -9,13 +9,13 @@ from functools import partial
 
 from guard.bundle import Bundle
 from guard.cache import CacheLimits, VerdictCache
-from guard.conversation import Conversation, Target
+from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.cost import Work
 from guard.engine.engine import Engine
 from guard.engine.runner import Runner
 from guard.engine.sequence import Job, Ticket
 from guard.engine.stats import PrefixStats
-from guard.errors import GuardError, InputTooLongError
+from guard.errors import BundleError, GuardError, InputTooLongError
 from guard.normalize import views
 from guard.phrases import Match
 from guard.policy import Policy
@@ -67,6 +67,18 @@ class Classifier:
     def check_policy(self, policy: Policy) -> None:
         """Raises InvalidInputError or UnsupportedError for a policy with categories that this model cannot judge."""
         judged_categories(self._format, policy)
+
+    def warm_up(self, policy: Policy | None = None) -> None:
+        """Judge a harmless text as prompt and as response: what both kinds of prompts begin with under ``policy`` is
+        kept from now on, and no request pays for what happens only once. Raises BundleError when there is no verdict.
+        """
+        messages = (Message(Role.USER, "Hello."), Message(Role.ASSISTANT, "Hello."))
+        for count, target in enumerate((Target.PROMPT, Target.RESPONSE), start=1):
+            task = ClassifyTask(Conversation(messages[:count]), target, policy or Policy())
+            try:
+                self.classify(task)
+            except GuardError as error:
+                raise BundleError(f"the model loads but does not judge: {error}") from error
 
     def submit(
         self, task: ClassifyTask, deadline: float | None = None, *, caller: str = "", at_once: bool = False

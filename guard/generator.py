@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from guard.bundle import Bundle
 from guard.chat_template import ChatTemplate
-from guard.conversation import check_generation_turns
+from guard.conversation import Conversation, Message, Role, check_generation_turns
 from guard.engine.cost import Work
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
@@ -17,7 +17,7 @@ from guard.engine.runner import Runner
 from guard.engine.sampler import Sampler, SamplingParams
 from guard.engine.sequence import Decode, Forward, Job, Ticket
 from guard.engine.stats import PrefixStats
-from guard.errors import BundleError, InputTooLongError, InvalidInputError
+from guard.errors import BundleError, GuardError, InputTooLongError, InvalidInputError
 from guard.generation import Constraint, Delta, GenerateTask, Generation, OutputFormat, ToolMode
 from guard.lookup import PromptLookup
 from guard.structured import FormatCompiler
@@ -49,6 +49,16 @@ class Generator:
     def generate(self, task: GenerateTask) -> Generation:
         """Generate and wait for the whole text."""
         return self.submit(task, lambda delta: None).future.result()
+
+    def warm_up(self) -> None:
+        """Write two tokens, and get ready for output formats if their extra is installed, so that no request pays for
+        what happens only once. Raises BundleError when nothing is written.
+        """
+        self._formats.warm_up()
+        try:
+            self.generate(GenerateTask(Conversation((Message(Role.USER, "Hello."),)), max_tokens=2))
+        except GuardError as error:
+            raise BundleError(f"the model loads but does not write: {error}") from error
 
     def submit(
         self,

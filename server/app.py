@@ -23,7 +23,7 @@ from guard.cache import CacheLimits, VerdictCache
 from guard.classifier import Classifier
 from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
-from guard.errors import GuardError
+from guard.errors import BundleError, GuardError
 from guard.policies import PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
 from server import log, start
@@ -263,9 +263,12 @@ def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loade
     def load(directory: Path, task: Task, settings: EngineSettings) -> Model:
         model = loader(directory, task, settings)
         if isinstance(model, Classifier):
+            policy = policies.policy_for(None).policy
             try:
                 check_policies(policies, model.check_policy)
-            except SettingsError:
+                if policy.excluded_categories or policy.custom_categories:  # its prompts begin unlike Policy()'s
+                    model.warm_up(policy)
+            except (SettingsError, BundleError):
                 model.close()
                 raise
             model.cache = VerdictCache(cache, model.bundle.digest)

@@ -13,6 +13,7 @@ from guard.bundle import BundleKey
 from guard.bundle.manifest import Manifest, Task
 from guard.classifier import Classifier
 from guard.engine.settings import EngineSettings
+from guard.errors import BundleError
 from guard.generator import Generator
 from guard.runtime import load_guard, load_instruct
 from guard.tagger import Tagger
@@ -89,8 +90,16 @@ Loader = Callable[[Path, Task, EngineSettings], Model]
 
 
 def load_model(directory: Path, task: Task, settings: EngineSettings, key: BundleKey | None = None) -> Model:
-    """The real Loader; with ``key``, of bundles that are signed with it alone."""
-    return (load_guard if task == "guard" else load_instruct)(directory, settings, key)
+    """The real Loader; with ``key``, of bundles that are signed with it alone. The model has answered once when it
+    comes back, so that its first request is as fast as the next ones.
+    """
+    model: Model = (load_guard if task == "guard" else load_instruct)(directory, settings, key)
+    try:
+        model.warm_up()
+    except BundleError:
+        model.close()
+        raise
+    return model
 
 
 def entry_of(name: str, task: Task, directory: Path, model: Model) -> Entry:

@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
@@ -52,6 +53,13 @@ class FormatCompiler:
         self._tokenizer: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Compile a small format, which loads what the first one needs. Without the extra, or for a tokenizer that
+        cannot be used, nothing happens: whoever asks for a format is told.
+        """
+        with suppress(UnsupportedError, BundleError):
+            self.constraint(ChoiceFormat(("yes", "no")))
 
     def constraint(self, output_format: OutputFormat) -> Constraint:
         """A new text's constraint; compiles the format unless it is among the latest CACHED_GRAMMARS.
