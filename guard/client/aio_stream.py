@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import grpc
 from grpc import aio
 
+from guard.client.aio_ending import Ended, Ending
 from guard.client.errors import GuardClientError, typed_errors
 from guard.client.held import HeldText
 from guard.client.results import Classification, StreamProgress
@@ -20,7 +21,7 @@ _ADMISSION_S = 1.0
 Deltas = Iterable[str] | AsyncIterable[str]
 
 
-class Call(Protocol):
+class Call(Ended, Protocol):
     """What grpc.aio returns for a call with streams both ways. ``read`` returns aio.EOF at the end."""
 
     async def read(self) -> Any: ...
@@ -28,8 +29,6 @@ class Call(Protocol):
     async def write(self, request: moderation_pb2.StreamClassifyRequest) -> None: ...
 
     async def done_writing(self) -> None: ...
-
-    async def initial_metadata(self) -> Any: ...
 
     def cancel(self) -> bool: ...
 
@@ -39,6 +38,7 @@ class AsyncClassificationStream:
 
     def __init__(self, call: Call, start: moderation_pb2.StreamClassifyRequest, deltas: Deltas) -> None:
         self._call = call
+        self._ending = Ending(call)
         self._start = start
         self._deltas = deltas
         self._held = HeldText()
@@ -49,7 +49,7 @@ class AsyncClassificationStream:
         sender = asyncio.ensure_future(self._send())
         try:
             with typed_errors():
-                while (response := await self._call.read()) is not aio.EOF:
+                while (response := await self._read()) is not aio.EOF:
                     progress = self._held.read(response)
                     if progress is not None:
                         yield progress
@@ -82,6 +82,12 @@ class AsyncClassificationStream:
     def cancel(self) -> None:
         """Stop judging."""
         self._call.cancel()
+
+    async def _read(self) -> Any:
+        try:
+            return await self._call.read()
+        except aio.AioRpcError as error:
+            raise await self._ending.of(error) from None
 
     async def _send(self) -> None:
         try:
