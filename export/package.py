@@ -58,6 +58,8 @@ def publish(directory: Path, destination: Path, overwrite: bool) -> None:
         _replace(directory, destination)
     else:
         os.rename(directory, destination)
+    with suppress(OSError):
+        shutil.rmtree(_old(destination))  # just replaced, or left by an export that was killed between two renames
     _fsync(destination.parent)
 
 
@@ -102,7 +104,7 @@ def _release(directory: Path, descriptor: int) -> None:
 
 def _replace(directory: Path, destination: Path) -> None:
     """Swap in the new bundle; for a moment the destination is absent, never half."""
-    old = destination.parent / f".{destination.name}.old"
+    old = _old(destination)
     shutil.rmtree(old, ignore_errors=True)
     os.rename(destination, old)
     try:
@@ -110,8 +112,10 @@ def _replace(directory: Path, destination: Path) -> None:
     except OSError:
         os.rename(old, destination)
         raise
-    with suppress(OSError):
-        shutil.rmtree(old)
+
+
+def _old(destination: Path) -> Path:
+    return destination.parent / f".{destination.name}.old"
 
 
 def _record(path: Path) -> FileRecord:

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,75 @@ def test_a_killed_export_leaves_no_destination_and_the_next_one_cleans_up(tmp_pa
     assert not destination.exists() and left_beside(destination) == [".bundle.partial"]
     write_bundle(destination, b"new")
     assert {path.name for path in destination.iterdir()} == {"model.onnx", "manifest.json"}
+    assert left_beside(destination) == []
+
+
+def _die_at(event: int, destination: Path) -> bool:
+    """Overwrite a bundle in a process that is killed before its ``event``-th look at, or change of, the file system
+    below ``destination``'s parent; whether it was.
+    """
+    pid = os.fork()
+    if pid == 0:
+        left = event
+
+        def count(name: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            if name.startswith(("open", "os.", "shutil.")) and str(destination.parent) in str(arguments):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            write_bundle(destination, b"new", overwrite=True)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_killed_at_any_point_the_destination_is_absent_or_whole(tmp_path: Path, first: bool) -> None:
+    """Failure test 21: before each of its operations on files in turn, over an old bundle and without one."""
+    seen, event = set(), 0
+    for event in range(1, 200):
+        destination = tmp_path / str(event) / "bundle"
+        destination.parent.mkdir()
+        if not first:
+            write_bundle(destination, b"old")
+        killed = _die_at(event, destination)
+        if destination.exists():
+            manifest = Manifest.from_json((destination / "manifest.json").read_bytes())
+            content = (destination / "model.onnx").read_bytes()
+            assert manifest.files["model.onnx"].sha256 == hashlib.sha256(content).hexdigest()
+            assert {path.name for path in destination.iterdir()} == {"model.onnx", "manifest.json"}
+            seen.add(content)
+        else:
+            seen.add(b"absent")
+        write_bundle(destination, b"next", overwrite=True)
+        assert (destination / "model.onnx").read_bytes() == b"next"
+        assert left_beside(destination) == []
+        if not killed:
+            break
+    assert 10 < event < 199
+    assert {b"new", b"absent" if first else b"old"} <= seen <= {b"new", b"old", b"absent"}
+
+
+def test_a_really_full_disk_is_named_and_keeps_the_old_bundle(tmp_path: Path) -> None:
+    """Failure test 21: the file system itself refuses, midway through a file."""
+    destination = tmp_path / "bundle"
+    write_bundle(destination, b"old")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+            write_bundle(destination, bytes(1 << 20), overwrite=True)
+        except BundleError as error:
+            os._exit(7 if "File too large" in str(error) else 8)
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert (destination / "model.onnx").read_bytes() == b"old"
     assert left_beside(destination) == []
 
 
