@@ -97,6 +97,11 @@ class StreamSession:
         return self._text
 
     @property
+    def judged_text(self) -> str:
+        """What was judged so far."""
+        return self._text[: self._judged]
+
+    @property
     def computed_tokens(self) -> int:
         """Tokens that went through the model so far."""
         return self._earlier_tokens + (0 if self._running is None else self._running.computed_tokens)
@@ -131,11 +136,18 @@ class StreamSession:
 
     def result(self) -> Judgement:
         """The worst of all checks. Raises InvalidInputError when no text came, or some was not judged nor blocked."""
-        if not self._checks:
+        found = self.so_far()
+        if found is None:
             raise InvalidInputError("text", "is empty or only white space")
-        worst = worst_of(self._checks, lambda check: check.reading)
-        if worst.action is not Action.BLOCK and self.waiting:
+        if action_for(found.verdict, self._task.policy) is not Action.BLOCK and self.waiting:
             raise InvalidInputError("text", "has not been judged to its end")
+        return found
+
+    def so_far(self) -> Judgement | None:
+        """The worst of the checks that were made, about ``judged_text``; None before the first."""
+        if not self._checks:
+            return None
+        worst = worst_of(self._checks, lambda check: check.reading)
         readings = [check.reading for check in self._checks]
         return Judgement(
             verdict=worst.reading.verdict,

@@ -1,5 +1,8 @@
 """The audit log, for those who ask for it: one JSON line a verdict. The text is not in it, but its keyed hash is.
 
+Streams let go of text before its verdict is complete, so they have a line before the first of it, too, and one when
+they break off: a line "begun" that nothing follows is of a process that ended in the middle.
+
 Each line is one ``write`` to a file that is only appended to, on a thread of its own. A line that did not fit (a full
 disk) is cut off again, so that the file has whole lines only. Nothing is buffered: a verdict that was refused because
 it could not be recorded does not turn up later.
@@ -14,17 +17,18 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from guard.errors import UnavailableError
-from guard.verdict import action_for
+from guard.policies import NamedPolicy
+from guard.verdict import Judgement, action_for
 from server import log
 from server.errors import SettingsError
-from server.observer import Judged
+from server.observer import Judged, Streamed
 from server.telemetry.settings import AuditSettings
 
 MIN_KEY_BYTES = 32
@@ -95,38 +99,59 @@ class AuditLog:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="audit")
         self._failing = False
 
-    async def record(self, judged: Judged, method: str, caller: str | None) -> bool:
-        """Write the line of a verdict; returns whether the disk took it. Raises UnavailableError when it did not and
-        the log is required.
+    async def record(self, line: Mapping[str, Any]) -> bool:
+        """Write a line; returns whether the disk took it. Raises UnavailableError when it did not and the log is
+        required.
         """
-        line = json.dumps(self.entry(judged, method, caller), ensure_ascii=False).encode() + b"\n"
+        taken = await asyncio.wrap_future(self.note(line))
+        if not taken and self._settings.required:
+            raise UnavailableError("the verdict cannot be recorded in the audit log")
+        return taken
+
+    def note(self, line: Mapping[str, Any]) -> Future[bool]:
+        """Write a line, whether anybody waits for it or not: of a call that has ended."""
+        return self._thread.submit(self._write, json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def _write(self, line: bytes) -> bool:
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._file.append, line)
+            self._file.append(line)
         except OSError as error:
             if not self._failing:  # once, not for every verdict of an outage
                 log.event(logging.ERROR, "audit_failed", problem=error.strerror, required=self._settings.required)
             self._failing = True
-            if self._settings.required:
-                raise UnavailableError("the verdict cannot be recorded in the audit log") from None
             return False
         if self._failing:
             log.event(logging.INFO, "audit_recovered")
         self._failing = False
         return True
 
-    def entry(self, judged: Judged, method: str, caller: str | None) -> Mapping[str, Any]:
-        """What is recorded. ``text_hmac`` is HMAC-SHA256 of the judged text's UTF-8 bytes."""
-        judgement, applied = judged.judgement, judged.applied
+    def verdict(self, judged: Judged, method: str, caller: str | None) -> Mapping[str, Any]:
+        """The line of a verdict. ``text_hmac`` is HMAC-SHA256 of the judged text's UTF-8 bytes."""
+        streamed = Streamed(judged.target, judged.applied, judged.entry, judged.request_id)
+        found = self._found(judged.judgement, judged.applied, judged.text)
+        return _line(streamed, method, caller, "judged") | found
+
+    def begun(self, streamed: Streamed, method: str, caller: str | None) -> Mapping[str, Any]:
+        """The line of a stream whose first text is about to leave."""
+        return _line(streamed, method, caller, "begun")
+
+    def broken_off(
+        self,
+        streamed: Streamed,
+        method: str,
+        caller: str | None,
+        reason: str,
+        judgement: Judgement | None,
+        text: str,
+    ) -> Mapping[str, Any]:
+        """The line of a stream that ended for ``reason`` when ``judgement`` was that about ``text``."""
+        found: dict[str, Any] = {"verdict": None, "text_hmac": text_hmac(self._key, text)}
+        if judgement is not None:
+            found = self._found(judgement, streamed.applied, text)
+        return _line(streamed, method, caller, reason) | found
+
+    def _found(self, judgement: Judgement, applied: NamedPolicy, text: str) -> dict[str, Any]:
         return {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": judged.request_id,
-            "caller": caller,
-            "method": method,
-            "model": judged.entry.name,
-            "model_digest": judged.entry.model.bundle.digest,
-            "policy": applied.name,
-            "policy_digest": applied.policy.digest,
-            "target": judged.target.value,
             "verdict": judgement.verdict.value,
             "unsafe_score": round(judgement.unsafe_score, 6),
             "categories": {found.code: round(found.score, 6) for found in judgement.categories},
@@ -134,13 +159,28 @@ class AuditLog:
             "action": action_for(judgement.verdict, applied.policy).value,
             "decided_by": judgement.decided_by.value,
             "matched_entry": judgement.matched_entry,
-            "text_hmac": text_hmac(self._key, judged.text),
+            "text_hmac": text_hmac(self._key, text),
         }
 
     def close(self) -> None:
         """Finish the lines that are on their way."""
         self._thread.shutdown()
         self._file.close()
+
+
+def _line(streamed: Streamed, method: str, caller: str | None, outcome: str) -> dict[str, Any]:
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "request_id": streamed.request_id,
+        "caller": caller,
+        "method": method,
+        "model": streamed.entry.name,
+        "model_digest": streamed.entry.digest,
+        "policy": streamed.applied.name,
+        "policy_digest": streamed.applied.policy.digest,
+        "target": streamed.target.value,
+        "outcome": outcome,
+    }
 
 
 def text_hmac(key: bytes, text: str) -> str:

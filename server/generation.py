@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,8 +19,8 @@ from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc
 from server import call, convert_generation, convert_guarded, convert_policy, convert_tag, tickets
 from server.convert_generation import GenerateRequest
-from server.feed import Feed, Piece, sent
-from server.observer import Judged
+from server.feed import Feed, Piece, joined, sent
+from server.observer import Judged, Streamed
 from server.registry import Entry, Registry
 from server.settings import Settings
 from server.tickets import Submitter, Ticket
@@ -52,6 +52,22 @@ class _Submitted:
                     judged = Judged(judgement, target, self.applied, self.guard, request_id, text)
                     await observer.judged(judged)
         return generation
+
+    async def releasing(self) -> None:
+        """Tell the call's observer that text is about to leave, if the guard was asked about it."""
+        if (streamed := self._streamed()) is not None:
+            await call.current.get().observer.releasing(streamed)
+
+    def broke_off(self, error: BaseException, pieces: Sequence[Piece]) -> None:
+        """Tell it that no more than ``pieces`` left, one choice at a time."""
+        if (streamed := self._streamed()) is not None:
+            for piece in joined(pieces):
+                call.current.get().observer.broke_off(streamed, error, None, piece.text)
+
+    def _streamed(self) -> Streamed | None:
+        if self.applied is None or self.guard is None:
+            return None
+        return Streamed(Target.RESPONSE, self.applied, self.guard, call.current.get().request_id)
 
     def first_token_s(self, generation: Generation) -> float:
         """Seconds from the call's arrival to the first token; the engine counts from submission."""
@@ -107,11 +123,17 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
             using.callback(submitted.ticket.cancel)
             await write(generation_pb2.StreamGenerateResponse(request_id=this.request_id, model=submitted.model))
             pieces: list[Piece] = []
-            while ready := await feed.take():
-                for piece in ready:
-                    await write(convert_generation.stream_response(piece))
-                pieces += ready
-            generation = await submitted.result()
+            try:
+                while ready := await feed.take():
+                    if not pieces:
+                        await submitted.releasing()
+                    pieces += ready
+                    for piece in ready:
+                        await write(convert_generation.stream_response(piece))
+                generation = await submitted.result()
+            except BaseException as error:
+                submitted.broke_off(error, pieces)
+                raise
             first_token_s = submitted.first_token_s(generation)
             *ends, last = convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s)
             if (found := submitted.found(generation)) is not None:

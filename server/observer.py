@@ -27,11 +27,29 @@ class Judged:
     text: str = field(repr=False)
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """Text that leaves the server before all of it is judged: of a stream, under the policy ``applied``."""
+
+    target: Target
+    applied: NamedPolicy
+    entry: Entry
+    request_id: str
+
+
 class Observer:
     """Listens to one call. This one hears everything and keeps nothing; ``server.telemetry`` has the other."""
 
     async def judged(self, judged: Judged) -> None:
         """A verdict was reached. Raises UnavailableError when it has to be recorded and cannot be."""
+
+    async def releasing(self, streamed: Streamed) -> None:
+        """The first text is about to leave. Raises UnavailableError when that has to be recorded and cannot be."""
+
+    def broke_off(self, streamed: Streamed, error: BaseException, judgement: Judgement | None, text: str) -> None:
+        """The stream ended by ``error`` before there was a verdict about all of it: ``judgement`` is that about
+        ``text``, None when that is not known.
+        """
 
     def generated(self, generation: Generation, model: str, submitted: float, first_token_s: float) -> None:
         """``model`` has written a text. ``submitted``: when its engine got it, in time.monotonic() seconds;

@@ -20,7 +20,7 @@ from guard.verdict import Action
 from server import call, convert, convert_policy, tickets
 from server.errors import IdleStreamError
 from server.feed import sent
-from server.observer import Judged
+from server.observer import Judged, Streamed
 from server.registry import Registry
 from server.tickets import Submitter
 
@@ -141,6 +141,7 @@ class StreamJudge:
         self._loop = asyncio.get_running_loop()
         self._longest_wait_s: float | None = None
         self._waiting_since: float | None = None  # loop time; None while all text is judged
+        self._streamed: Streamed
         self._checks = 0
         self._judged = 0  # characters
         self._judged_bytes = 0
@@ -169,8 +170,14 @@ class StreamJudge:
             try:
                 # A client that waits for this before it sends text is told in time when there is no room for it.
                 await sent(self._context.send_initial_metadata(()), self._idle_s)
+                self._streamed = Streamed(task.target, applied, entry, call.current.get().request_id)
                 complete = await self._judge(session)
                 judgement = session.result()
+            except BaseException as error:
+                if self._checks:
+                    observer = call.current.get().observer
+                    observer.broke_off(self._streamed, error, session.so_far(), session.judged_text)
+                raise
             finally:
                 session.close()
         this = call.current.get()
@@ -213,6 +220,8 @@ class StreamJudge:
             return None
         with call.current.get().charging(ticket):
             check = await tickets.result(ticket)
+        if not self._checks:
+            await call.current.get().observer.releasing(self._streamed)
         self._checks += 1
         self._judged_bytes += len(session.text[self._judged : check.judged].encode())
         self._judged = check.judged

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+from guard.errors import CancelledError, DeadlineError, GuardError
 from guard.generation import Generation
 from guard.tagger import Tagging
+from guard.verdict import Judgement
 from server import call
 from server.audit import AuditLog
-from server.observer import Judged, Observer
+from server.observer import Judged, Observer, Streamed
 from server.telemetry.metrics import OPERATIONS, Metrics
 from server.telemetry.window import Window
 
@@ -35,7 +39,7 @@ class CallObserver(Observer):
         self._model = self._model or judged.entry.name
         judgement = judged.judgement
         if self._audit is not None:
-            await self._record(self._audit, judged)
+            await self._record(self._audit, self._audit.verdict(judged, self._method, call.current.get().caller))
         self._metrics.judged(self._task, judged)
         self._window.judged(judgement.verdict.value)
         if self.span is None:
@@ -54,6 +58,17 @@ class CallObserver(Observer):
                 "guard.decided_by": judgement.decided_by.value,
             }
         )
+
+    async def releasing(self, streamed: Streamed) -> None:
+        if self._audit is not None:
+            await self._record(self._audit, self._audit.begun(streamed, self._method, call.current.get().caller))
+
+    def broke_off(self, streamed: Streamed, error: BaseException, judgement: Judgement | None, text: str) -> None:
+        if self._audit is None:
+            return
+        this = call.current.get()
+        line = self._audit.broken_off(streamed, self._method, this.caller, _reason(error, this), judgement, text)
+        self._audit.note(line).add_done_callback(lambda written: self._recorded(written.result()))
 
     def generated(self, generation: Generation, model: str, submitted: float, first_token_s: float) -> None:
         self._model = model
@@ -112,9 +127,22 @@ class CallObserver(Observer):
             self.span.set({"guard.caller": this.caller})
         self.span.end(code, number, error)
 
-    async def _record(self, audit: AuditLog, judged: Judged) -> None:
+    async def _record(self, audit: AuditLog, line: Mapping[str, Any]) -> None:
         recorded = False
         try:
-            recorded = await audit.record(judged, self._method, call.current.get().caller)
+            recorded = await audit.record(line)
         finally:
-            (self._metrics.audit_lines if recorded else self._metrics.audit_failures).inc()
+            self._recorded(recorded)
+
+    def _recorded(self, recorded: bool) -> None:
+        (self._metrics.audit_lines if recorded else self._metrics.audit_failures).inc()
+
+
+def _reason(error: BaseException, this: call.Call) -> str:
+    """Why a stream broke off, as the caller is told if it is still there."""
+    if isinstance(error, GuardError):
+        return error.reason
+    if isinstance(error, asyncio.CancelledError):  # by the interceptor of deadlines, or by gRPC when the caller left
+        late = this.deadline is not None and time.monotonic() >= this.deadline
+        return DeadlineError.reason if late else CancelledError.reason
+    return "INTERNAL"
