@@ -84,17 +84,19 @@ class guard_answers:  # noqa: N801 - used like a function
 class instruct_answers:  # noqa: N801 - used like a function
     """Writes LETTERS without end, by the number of tokens so far; or of ``says`` the message whose turn it is.
 
-    Where a grammar allows nothing of that, it closes what is open.
+    Where a grammar allows nothing of that, it closes what is open. NaN for texts with BROKEN_MARK.
     """
 
     def __init__(self, tokenizer: Tokenizer, says: Sequence[str] = ()) -> None:
-        self._letters = _ids(tokenizer, LETTERS)
+        self._letters, self._broken = _ids(tokenizer, LETTERS), _ids(tokenizer, BROKEN_MARK)
         self._opening = tuple(tokenizer.encode([Segment("<|im_start|>assistant\n", trusted=True)]))
         (self._end,) = tokenizer.encode([Segment("<|im_end|>", trusted=True)])
         self._tokenizer, self._says = tokenizer, says  # read anew at each step: tests may change it
         self._closing = dict(zip((self._end, *_ids(tokenizer, '"}')), (5.0, 4.0, 3.0), strict=True))
 
     def __call__(self, seen: tuple[int, ...]) -> Float32:
+        if _contains(seen, self._broken):
+            return np.full(512, np.nan, np.float32)
         token, size = self._letters[len(seen) % len(LETTERS)], len(self._opening)
         places = (place for place, other in enumerate(seen) if other == self._opening[0])
         starts = [place + size for place in places if seen[place : place + size] == self._opening]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -51,16 +51,17 @@ class Process:
 
 
 @asynccontextmanager
-async def started(**variables: str) -> AsyncIterator[Process]:
-    """A server process with both scripted models and ``variables``."""
+async def started(
+    *, module: str = "serve_fakes", cwd: Path = ROOT, stdout: IO[bytes] | None = None, **variables: str
+) -> AsyncIterator[Process]:
+    """A server process with both scripted models and ``variables``: the ``module`` of this folder, run in ``cwd``."""
     defaults = {"GUARD_GUARD": "guard", "GUARD_INSTRUCT": "instruct", "GUARD_ADDRESS": "127.0.0.1:0"}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GUARD_")}
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "tests.contract.serve_fakes",
-        cwd=ROOT,
-        env=environment | defaults | variables,
+        *(sys.executable, "-m", f"{__package__}.{module}"),
+        cwd=cwd,
+        env=environment | defaults | {"PYTHONPATH": str(ROOT)} | variables,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )
     this = Process(process)
