@@ -249,16 +249,21 @@ async def test_cancel_stops_the_engine_and_frees_its_memory(models: FakeModels) 
 
 
 async def test_a_thousand_starts_and_cancels_leave_nothing(server: Running) -> None:
-    """Failure test 5."""
+    """Failure test 5: some at once, some a moment later, one in three when the server has begun to write."""
+    written = 0
 
-    async def start_and_cancel() -> None:
+    async def start_and_cancel(index: int) -> None:
+        nonlocal written
         call = server.generation.StreamGenerate(streamed(max_tokens=100))
-        await asyncio.sleep(0)
+        await asyncio.sleep((0, 0.003)[index % 2])
+        if index % 3 == 0:
+            await call.read()
+            written += 1
         call.cancel()
 
     async def rounds(count: int) -> None:
         for _ in range(count):
-            await asyncio.gather(*(start_and_cancel() for _ in range(50)))
+            await asyncio.gather(*(start_and_cancel(index) for index in range(50)))
         await until(lambda: generator.engine.jobs == 0 and generator.engine.kv_bytes_in_use == 0)
         await until(lambda: all(gate.requests == gate.bytes == 0 for gate in server.app.gates.values()))
 
@@ -268,6 +273,7 @@ async def test_a_thousand_starts_and_cancels_leave_nothing(server: Running) -> N
     await rounds(20)
     await until(lambda: len(asyncio.all_tasks()) <= tasks)
     assert resident_mib(os.getpid()) - resident < 32
+    assert written == 25 * 17  # these were read from before they were cancelled
     assert (await server.generation.Generate(prompt(max_tokens=3))).text
 
 

@@ -128,8 +128,8 @@ async def test_unix_socket(tmp_path: Path) -> None:
 
 
 async def test_memory_stays_flat_under_bombs_and_crowds() -> None:
-    """Failure tests 1 and 9: gzip bombs are refused before they are unpacked, and a crowd of refused calls leaves
-    nothing.
+    """Failure tests 1 and 9: gzip bombs are refused before they are unpacked, giant messages and metadata before they
+    are read, and a crowd of refused calls leaves nothing.
     """
     async with started(FAKE_STEP_SECONDS="0.001") as process:
         client = await ready(process)
@@ -140,6 +140,13 @@ async def test_memory_stays_flat_under_bombs_and_crowds() -> None:
         for _ in range(3):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await client.moderation.Classify(bomb, compression=grpc.Compression.Gzip)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.moderation.Classify(bomb)  # the same without compression
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(5):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.moderation.Classify(question("x"), metadata=[("x-big", "y" * 20_000)])
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         peak = resident_mib(process.process.pid, "VmHWM")
         for _ in range(10):

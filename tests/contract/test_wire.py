@@ -25,6 +25,7 @@ METHODS = (
 )
 TRUNCATED = b"\x0a\x7fxyz"  # field 1, 127 bytes long, of which three are there
 INVALID_UTF8 = b"\x0a\x02\xff\xfe"
+LONE_SURROGATE = b"\xed\xa0\x80"  # U+D800, as it would be in UTF-8
 GROUP_BOMB = b"\x0b" * 100_000  # groups inside groups
 
 
@@ -65,6 +66,14 @@ async def test_unreadable_requests_in_streams(server: Running, method: str) -> N
     answer = refusal(caught.value)
     assert answer.code is grpc.StatusCode.INVALID_ARGUMENT
     assert "DecodeError" not in answer.everything
+
+
+async def test_a_lone_surrogate_is_invalid(server: Running) -> None:
+    """Failure test 11: in the content of a message, where it is no UTF-8."""
+    data = question("xyz").SerializeToString()
+    assert data.count(b"xyz") == 1
+    answer = await refused(send(server, CLASSIFY, data.replace(b"xyz", LONE_SURROGATE)))
+    assert (answer.code, list(answer.fields)) == (grpc.StatusCode.INVALID_ARGUMENT, ["request"])
 
 
 async def test_unknown_fields_are_ignored(server: Running) -> None:
