@@ -208,7 +208,8 @@ def described(result: Result, plan_mib: float, more_mib: float) -> list[str]:
         f"unsafe texts: {result.unsafe_asked} asked, {result.unsafe_blocked} blocked",
         f"RSS in MiB: {rss[0]:.0f} at the start, {statistics.median(rss):.0f} median, {max(rss):.0f} highest,"
         f" {result.rss_end:.0f} at the end; the plan's total is {plan_mib:.0f},"
-        f" and {more_mib:.0f} more are tables that may be dropped and a second version during a reload",
+        f" and {more_mib:.0f} more are tables that may be dropped and a second version during a reload;"
+        f" medians of each fifth of the time: {', '.join(f'{level:.0f}' for level in _medians(rss, 5))}",
         f"a prompt of {_LARGE_TOKENS} tokens: RSS {result.rss_before_large:.0f} before,"
         f" {result.rss_during_large:.0f} during, {result.rss_after_large:.0f} after",
         f"at idle: {result.idle_requests} requests, {result.idle_kv_bytes} bytes of KV cache in use;"
@@ -216,6 +217,11 @@ def described(result: Result, plan_mib: float, more_mib: float) -> list[str]:
         f"errors logged: {dict(result.errors_logged) or 'none'}",
         *sorted(set(result.wrong + result.lost))[:20],
     ]
+
+
+def _medians(samples: list[float], parts: int) -> list[float]:
+    size = -(-len(samples) // parts)
+    return [statistics.median(samples[start : start + size]) for start in range(0, len(samples), size)]
 
 
 def environment(models: Path, kv_cache_mib: int) -> dict[str, str]:
