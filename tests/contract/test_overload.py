@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from statistics import median
 
 import grpc
 
@@ -100,6 +101,24 @@ async def test_generations_do_not_shut_out_judgements(models: FakeModels) -> Non
         check_queue_full(await refused(server.generation.Generate(long)))
         assert (await server.moderation.Classify(question("x"), timeout=2)).verdict
         assert await server.serving()
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_refusals_take_less_than_50_ms_while_the_engine_works(models: FakeModels) -> None:
+    """Failure test 1: the median, so that a machine that stalls now and then does not decide."""
+    models.step_seconds = 0.01
+    async with running(models, max_requests=4) as server:
+        long = GenerateRequest(messages=[message("x")], max_tokens=3000, temperature=0.0)
+        calls = [asyncio.ensure_future(server.generation.Generate(long)) for _ in range(4)]
+        await until(lambda: server.app.gates["guard.v1.GenerationService"].requests == 4)
+        took = []
+        for _ in range(40):
+            began = time.monotonic()
+            check_queue_full(await refused(server.generation.Generate(long)))
+            took.append(time.monotonic() - began)
+        assert median(took) < 0.05
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
