@@ -1,0 +1,68 @@
+"""Engines in turn, round after round: what else the machine does meets all of them."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.generation.spread import quantile
+
+Key = TypeVar("Key")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of ``count`` values: the middle one, and the quarters around it."""
+
+    count: int
+    p25: float
+    median: float
+    p75: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    ordered = sorted(values)
+    return Spread(len(ordered), *(quantile(ordered, share) for share in (0.25, 0.5, 0.75)))
+
+
+def rounds(
+    engines: Mapping[Key, Callable[[], float]], *, most: int, least: int, budget_s: float, locks: Sequence[Path] = ()
+) -> dict[Key, list[float]]:
+    """What each callable returned, in seconds, once a round: ``least`` to ``most`` rounds, each engine leaving early
+    when its times add up to ``budget_s``. A first round warms up and is not counted. One that raises LeaveError
+    leaves the run, without its values. ``locks``: see ``alone``.
+    """
+    values: dict[Key, list[float]] = {key: [] for key in engines}
+    for number in range(most + 1):
+        going = [key for key, taken in values.items() if len(taken) < least or sum(taken) < budget_s]
+        if not going:
+            break
+        with alone(locks):
+            for key in going:
+                try:
+                    seconds = engines[key]()
+                except LeaveError:
+                    del values[key]
+                    continue
+                if number:
+                    values[key].append(seconds)
+    return values
+
+
+class LeaveError(Exception):
+    """This engine takes no further part."""
+
+
+@contextmanager
+def alone(locks: Sequence[Path]) -> Iterator[None]:
+    """Holds these files' exclusive locks, taken in order: others who respect them are quiet meanwhile."""
+    with ExitStack() as stack:
+        for lock in locks:
+            file = stack.enter_context(lock.open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
