@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from guard.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest
+from guard.bundle.hashes import record_file
+from guard.bundle.manifest import MANIFEST_FILE, Manifest
 from guard.errors import BundleError
 
 
@@ -40,7 +40,7 @@ def staging(destination: Path, overwrite: bool) -> Iterator[Path]:
 def finish_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Hash every file of ``directory``, write the manifest beside them, and return it with ``files`` filled in."""
     names = sorted(entry.name for entry in os.scandir(directory))
-    complete = replace(manifest, files={name: _record(directory / name) for name in names})
+    complete = replace(manifest, files={name: record_file(directory / name) for name in names})
     (directory / MANIFEST_FILE).write_bytes(complete.to_json())
     return complete
 
@@ -116,11 +116,6 @@ def _replace(directory: Path, destination: Path) -> None:
 
 def _old(destination: Path) -> Path:
     return destination.parent / f".{destination.name}.old"
-
-
-def _record(path: Path) -> FileRecord:
-    with path.open("rb") as file:
-        return FileRecord(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
 def _fsync(path: Path) -> None:

@@ -1,6 +1,6 @@
 """The exported model on disk. ``open_bundle`` verifies everything before ONNX Runtime sees a byte."""
 
-from guard.bundle.open import Bundle, open_bundle, read_manifest, verify_bundle
+from guard.bundle.open import Bundle, open_bundle, read_manifest
 from guard.bundle.signature import BundleKey
 
-__all__ = ["Bundle", "BundleKey", "open_bundle", "read_manifest", "verify_bundle"]
+__all__ = ["Bundle", "BundleKey", "open_bundle", "read_manifest"]

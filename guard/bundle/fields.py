@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 def read_object(kind: type[T], value: Any, where: str) -> T:
     """The JSON object ``value`` as the dataclass ``kind``, nested ones included; ``where`` is its path in messages.
+    Only a field that has a default may be left out.
 
     Field types may be str, int, float, bool, other dataclasses, ``tuple[X, ...]``, ``Mapping[str, X]``, ``Literal`` and
     ``X | None``. Raises BundleError naming the field that is missing, unknown (a newer or forged manifest is not
@@ -24,13 +25,13 @@ def read_object(kind: type[T], value: Any, where: str) -> T:
         raise BundleError(f"{where}: expected an object")
     hints = get_type_hints(kind)
     names = [field.name for field in fields(cast(Any, kind))]
-    for name in names:
-        if name not in value:
-            raise BundleError(f"{where}.{name}: missing")
+    for field in fields(cast(Any, kind)):
+        if field.name not in value and field.default is MISSING:
+            raise BundleError(f"{where}.{field.name}: missing")
     unknown = sorted(set(value) - set(names))
     if unknown:
         raise BundleError(f"{where}: unknown field {unknown[0]!r}")
-    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names})
+    return kind(**{name: _read(hints[name], value[name], f"{where}.{name}") for name in names if name in value})
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

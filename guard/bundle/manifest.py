@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from guard.bundle.fields import read_object
 from guard.bundle.guard_format import GuardFormat
@@ -45,12 +45,19 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * 4
 
 
+#: Files larger than this are hashed in pieces too, so that a load can check them on all its processors at once.
+PIECE_BYTES = 64 << 20
+
+
 @dataclass(frozen=True)
 class FileRecord:
-    """Digest and size of one file of the bundle."""
+    """Digest and size of one file of the bundle. ``pieces``: the SHA-256 of each PIECE_BYTES of it in turn, the last
+    one shorter; None for a small file, or where its exporter was older.
+    """
 
     sha256: str
     bytes: int
+    pieces: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,22 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Weights that were also stored as ONNX Runtime packs them, by its version ``onnxruntime`` on a processor with
+    ``instructions`` (``guard.engine.cpus``). Elsewhere it packs its own, in anonymous memory.
+
+    ``bytes`` of packed weights, ``largest`` of the largest one; ``replaced``: bytes of the weights that are then only
+    read at load.
+    """
+
+    onnxruntime: str
+    instructions: tuple[str, ...]
+    bytes: int
+    largest: int
+    replaced: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole manifest; ``files`` lists every file of the bundle except the manifest itself."""
 
@@ -146,10 +169,14 @@ class Manifest:
     guard: GuardFormat | None
     parity: Parity | None
     files: Mapping[str, FileRecord]
+    packed: Packed | None = None
 
     def to_json(self) -> bytes:
         """Canonical bytes: sorted keys, two-space indent, a final newline."""
         value = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        _leave_out(value, "packed")  # what older versions do not know is only written where it says something
+        for record in value["files"].values():
+            _leave_out(record, "pieces")
         return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
@@ -169,3 +196,8 @@ class Manifest:
         if (manifest.guard is not None) != (manifest.task == "guard"):
             raise BundleError("manifest.guard: a guard bundle has it, an instruct bundle has not")
         return manifest if manifest.guard is None else replace(manifest, guard=manifest.guard.in_order())
+
+
+def _leave_out(value: dict[str, Any], name: str) -> None:
+    if value[name] is None:
+        del value[name]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from guard.bundle.manifest import MANIFEST_FILE, FileRecord, Manifest
+from guard.bundle.hashes import check_files, check_regular
+from guard.bundle.manifest import MANIFEST_FILE, PIECE_BYTES, Manifest
 from guard.bundle.signature import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, BundleKey, check_signed, signed_files
 from guard.errors import BundleError
 
@@ -47,27 +46,14 @@ class Bundle:
         return None if name is None else (self.directory / name).read_text(encoding="utf-8")
 
 
-def open_bundle(directory: str | os.PathLike[str], key: BundleKey | None = None) -> Bundle:
+def open_bundle(
+    directory: str | os.PathLike[str], key: BundleKey | None = None, *, whole_files: bool = False
+) -> Bundle:
     """Verify the bundle in ``directory`` and return it; raises BundleError naming the file that is wrong.
 
-    With ``key``, also what is not signed with it, before anything else of the bundle is read.
+    With ``key``, also what is not signed with it, before anything else of the bundle is read. Every byte is hashed: in
+    pieces where the manifest has hashes of pieces, and with ``whole_files`` then also each file as a whole.
     """
-    return verify_bundle(directory, lambda name, done, total: None, key)
-
-
-def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
-    """The manifest of the bundle in ``directory``, nothing else of it verified; raises BundleError naming it."""
-    root = Path(directory)
-    try:
-        return Manifest.from_json(_read_small(root, MANIFEST_FILE, MAX_MANIFEST_BYTES))
-    except BundleError as error:
-        raise BundleError(f"{root.name}: {error}") from error
-
-
-def verify_bundle(
-    directory: str | os.PathLike[str], progress: Callable[[str, int, int], None], key: BundleKey | None = None
-) -> Bundle:
-    """As ``open_bundle``; ``progress(file, bytes_done, bytes_total)`` is called as files are hashed."""
     root = Path(directory)
     if not root.is_dir():
         raise BundleError(f"{root}: not a directory")
@@ -78,14 +64,18 @@ def verify_bundle(
     if signed is not None:
         check_signed(signed, {MANIFEST_FILE: digest, **{name: file.sha256 for name, file in manifest.files.items()}})
     _check_listing(root, manifest)
-    total = sum(record.bytes for record in manifest.files.values())
-    done = 0
-    for name, record in sorted(manifest.files.items()):
-        _check_file(root / name, name, record)
-        done += record.bytes
-        progress(name, done, total)
+    check_files(root, manifest.files, whole_files)
     _check_references(manifest)
     return Bundle(root, manifest, digest)
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
+    """The manifest of the bundle in ``directory``, nothing else of it verified; raises BundleError naming it."""
+    root = Path(directory)
+    try:
+        return Manifest.from_json(_read_small(root, MANIFEST_FILE, MAX_MANIFEST_BYTES))
+    except BundleError as error:
+        raise BundleError(f"{root.name}: {error}") from error
 
 
 def _signed_files(root: Path, manifest_digest: str, key: BundleKey) -> dict[str, str]:
@@ -103,6 +93,11 @@ def _check_listing(root: Path, manifest: Manifest) -> None:
             raise BundleError(f"manifest.files.{name}: not a plain file name")
         if not _SHA256.fullmatch(record.sha256):
             raise BundleError(f"manifest.files.{name}.sha256: not a SHA-256")
+        pieces = record.pieces
+        if pieces is not None and (
+            len(pieces) != -(-record.bytes // PIECE_BYTES) or not all(map(_SHA256.fullmatch, pieces))
+        ):
+            raise BundleError(f"manifest.files.{name}.pieces: not the SHA-256 of each {PIECE_BYTES} bytes")
     present = {entry.name for entry in os.scandir(root)} - _BESIDE
     for name in sorted(set(manifest.files) - present):
         raise BundleError(f"{name}: listed in the manifest but missing")
@@ -121,27 +116,7 @@ def _check_references(manifest: Manifest) -> None:
 
 
 def _read_small(root: Path, name: str, limit: int) -> bytes:
-    _check_regular(root / name, name)
+    check_regular(root / name, name)
     if (root / name).stat().st_size > limit:
         raise BundleError(f"{name}: over {limit} bytes")
     return (root / name).read_bytes()
-
-
-def _check_regular(path: Path, name: str) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        raise BundleError(f"{name}: missing") from None
-    if not stat.S_ISREG(mode):
-        raise BundleError(f"{name}: not a regular file (links are not followed)")
-
-
-def _check_file(path: Path, name: str, record: FileRecord) -> None:
-    _check_regular(path, name)
-    size = path.stat().st_size
-    if size != record.bytes:
-        raise BundleError(f"{name}: {size} bytes, the manifest says {record.bytes}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != record.sha256:
-        raise BundleError(f"{name}: SHA-256 differs from the manifest")

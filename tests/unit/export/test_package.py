@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from export import package
 from export.package import finish_manifest, publish, staging
 from export.synthetic import TINY
+from guard.bundle.hashes import record_file
 from guard.bundle.manifest import Graph, Manifest, Quantization, Source, Tokens
 from guard.errors import BundleError
 
@@ -243,5 +243,5 @@ def test_a_really_full_disk_is_named_and_keeps_the_old_bundle(tmp_path: Path) ->
 
 def test_the_manifest_does_not_keep_what_it_was_told_about_files(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
-    stale = replace(MANIFEST, files={"gone": package._record(tmp_path / "a")})
+    stale = replace(MANIFEST, files={"gone": record_file(tmp_path / "a")})
     assert set(finish_manifest(tmp_path, stale).files) == {"a"}

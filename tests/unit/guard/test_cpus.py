@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from guard.engine.cpus import available_cpus
+from guard.engine.cpus import available_cpus, instruction_sets
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -40,3 +40,16 @@ def test_cgroup_v1_quota(tmp_path: Path, quota: str, expected: int) -> None:
 
 def test_no_cgroup_means_the_affinity(tmp_path: Path) -> None:
     assert available_cpus(tmp_path) == CORES
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 sse4_1 ssse3 amx_int8\nbugs : avx512f\n", ("sse4_1", "avx2", "amx_int8")),
+        ("processor : 0\nFeatures\t: fp asimd asimddp i8mm\n", ("asimddp", "i8mm")),
+        ("", ()),
+    ],
+)
+def test_instruction_sets_are_those_that_packing_depends_on(tmp_path: Path, text: str, expected: tuple[str]) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert instruction_sets(tmp_path / "cpuinfo")[1:] == expected
