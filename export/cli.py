@@ -41,6 +41,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-kl", type=float, metavar="NATS", help="refuse a larger distance from the float32 reference"
     )
     parser.add_argument("--no-parity", action="store_true", help="do not compare with the float32 reference")
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="also store the weights as this machine packs them: less memory, more disk",
+    )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the bundle with this private key (PEM)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at DIR")
     add_json_option(parser)
@@ -59,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         parity=not args.no_parity,
         max_kl=args.max_kl,
+        packed=args.packed,
         sign=args.sign,
     )
     if args.json:

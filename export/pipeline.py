@@ -14,6 +14,7 @@ from export.checkpoint.model import Checkpoint
 from export.graph.builder import build_graph
 from export.graph.writer import MODEL_FILE
 from export.package import finish_manifest, publish, staging
+from export.packing import pack_weights
 from export.parity import check_parity, measure_parity
 from export.quantize.profile import profile
 from export.sign import check_signing_key, sign_bundle
@@ -38,7 +39,8 @@ class ExportRequest:
 
     ``revision`` is for the hub. ``max_kl`` (nats) overrides the profile's parity bound; ``parity`` False skips the
     measurement (the manifest then says so). ``threads`` is for the parity run, 0 = the container's CPU quota. ``name``
-    defaults to source and quantization. ``sign`` is the PEM file of the private key to sign with.
+    defaults to source and quantization.
+    ``packed`` also stores the weights as this machine packs them. ``sign`` is the PEM file of the private key to sign with.
     """
 
     source: str
@@ -53,6 +55,7 @@ class ExportRequest:
     parity: bool = True
     max_kl: float | None = None
     threads: int = 0
+    packed: bool = False
     sign: Path | None = None
 
 
@@ -90,6 +93,10 @@ def export_checkpoint(
             check_parity(parity, request.quantization, request.max_kl)
             manifest = replace(manifest, parity=parity)
             progress("comparing with the float32 reference", 1.0)
+        if request.packed:
+            progress("packing the weights for this machine", 0.0)
+            manifest = replace(manifest, packed=pack_weights(directory / MODEL_FILE))
+            progress("packing the weights for this machine", 1.0)
         progress("hashing and flushing the files", 0.0)
         finish_manifest(directory, manifest)
         key = None if request.sign is None else sign_bundle(directory, request.sign)

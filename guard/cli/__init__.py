@@ -46,6 +46,7 @@ COMMANDS = {
     "keys": Command("server.cli_keys", "server", "make an API key for a caller, or check the file of callers"),
     "verify": Command("guard.cli.verify", None, "check every file of a bundle against its manifest"),
     "plan": Command("guard.cli.plan", None, "tell how much memory a bundle needs"),
+    "pack": Command("export.cli_pack", "export", "store a bundle's weights as this machine packs them"),
     "qualify": Command("export.cli_qualify", "export", "check a checkpoint by exporting every profile of it"),
     "synth": Command("export.cli_synth", "export", "make a random checkpoint, for speed and memory work"),
 }

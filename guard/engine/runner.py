@@ -41,6 +41,17 @@ def load_runner(bundle: Bundle, threads: int) -> Runner:
     """Load the verified bundle's graph; ``threads`` 0 means the container's CPU quota. Raises BundleError if ORT
     refuses it.
     """
+    options = session_options(threads)
+    try:
+        session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises bare exceptions of its own for each kind of failure
+        raise BundleError(f"{bundle.manifest.graph.file}: ONNX Runtime cannot load it") from error
+    kind = GqaRunner if bundle.manifest.graph.interface == "gqa" else ConcatRunner
+    return kind(session, bundle.manifest.shape, bundle.manifest.graph.head_token_ids)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """How every graph is loaded; ``threads`` as for ``load_runner``."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1
@@ -51,12 +62,7 @@ def load_runner(bundle: Bundle, threads: int) -> Runner:
     # A busy-waiting pool burns the CPU quota that another container, or our own event loop, needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    try:
-        session = ort.InferenceSession(str(bundle.graph_path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises bare exceptions of its own for each kind of failure
-        raise BundleError(f"{bundle.manifest.graph.file}: ONNX Runtime cannot load it") from error
-    kind = GqaRunner if bundle.manifest.graph.interface == "gqa" else ConcatRunner
-    return kind(session, bundle.manifest.shape, bundle.manifest.graph.head_token_ids)
+    return options
 
 
 class GqaRunner:
