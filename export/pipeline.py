@@ -39,8 +39,8 @@ class ExportRequest:
 
     ``revision`` is for the hub. ``max_kl`` (nats) overrides the profile's parity bound; ``parity`` False skips the
     measurement (the manifest then says so). ``threads`` is for the parity run, 0 = the container's CPU quota. ``name``
-    defaults to source and quantization.
-    ``packed`` also stores the weights as this machine packs them. ``sign`` is the PEM file of the private key to sign with.
+    defaults to source and quantization. ``packed`` also stores the weights as this machine packs them. ``sign`` is the
+    PEM file of the private key to sign with.
     """
 
     source: str
