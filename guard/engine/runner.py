@@ -18,6 +18,9 @@ from guard.errors import BundleError
 
 Float32 = npt.NDArray[np.float32]
 
+#: docs/decisions/0161-waiting-awake.md
+_SPIN_US = "50"
+
 
 class Runner(Protocol):
     """One loaded graph. Not thread-safe: the engine's thread is the only caller."""
@@ -59,8 +62,11 @@ def session_options(threads: int) -> ort.SessionOptions:
     # The arena and the memory pattern keep the peak of the longest request forever; without them memory goes back.
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
-    # A busy-waiting pool burns the CPU quota that another container, or our own event loop, needs.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Between two nodes of the graph threads wait awake, for a moment: to wake them takes longer than most nodes do. A
+    # long wait, or one between calls, burns the CPU quota that another container, or our own event loop, needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3
     return options
 
