@@ -105,7 +105,12 @@ check: $(DEV) ## lint, format, types, import rules, protos, stubs
 	$(BIN)/buf format -d --exit-code
 	$(BIN)/python tools/stubs.py --check
 
-bench: $(RUNTIME) models ## the benchmarks
+EMBEDDED_INT4 := models/embedded-guard-int4/manifest.json models/embedded-instruct-int4/manifest.json
+bench: $(RUNTIME) models $(EMBEDDED_INT4) ## speed and memory beside other engines, for docs/benchmarks (an hour, 20 GB; PARTS="guard service", PEERS="llama-cpp" for some, QUICK=1)
+	@$(BIN)/python -m benchmarks.speed $(if $(PARTS),--parts $(PARTS)) $(if $(PEERS),--peers $(PEERS)) $(if $(QUICK),--quick) $(if $(LOCKS),--locks $(LOCKS))
+
+.PHONY: bench-quick
+bench-quick: $(RUNTIME) models ## latency and memory of a server with the embedded models (a minute)
 	@$(BIN)/python -m benchmarks.latency $(SERVE_FLAGS)
 
 # A run that was killed goes on where it stopped; predictions of an older bundle are made anew.

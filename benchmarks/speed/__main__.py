@@ -28,12 +28,19 @@ from benchmarks.speed.workloads import CONVERSATIONS, FORCED_TOKENS, PREFILLS, S
 
 PARTS = ("roofline", "export", "smollm2", "guard", "instruct", "service", "floors")
 _MODELS = Path("models")
+_QUICK, _ALL = 512, 1 << 20
 
 
 def main() -> None:
     """Measures, writes and prints."""
     args = _arguments()
-    plan = Plan(args.cache, args.threads or len(os.sched_getaffinity(0)), args.rounds, locks=tuple(args.locks))
+    plan = Plan(
+        args.cache,
+        args.threads or len(os.sched_getaffinity(0)),
+        3 if args.quick else args.rounds,
+        longest=_QUICK if args.quick else _ALL,
+        locks=tuple(args.locks),
+    )
     args.cache.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "speed.json"
@@ -75,6 +82,7 @@ def _arguments() -> argparse.Namespace:
     peers = sorted({variant.peer for variant in VARIANTS} - {OURS})
     parser.add_argument("--peers", nargs="*", choices=peers, help="only these beside our own; all")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="for each engine; 0 is one a processor")
+    parser.add_argument("--quick", action="store_true", help="three rounds, and no text of more than 512 tokens")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="at most, of each workload (%(default)s)")
     parser.add_argument(
         "--locks",
@@ -91,7 +99,7 @@ def _chosen(variants: Sequence[Variant], peers: Sequence[str] | None) -> list[Va
     return [each for each in variants if peers is None or each.peer in (OURS, *peers)]
 
 
-def _works(task: str, prompts: Prompts) -> dict[str, Work]:
+def _works(task: str, prompts: Prompts, longest: int) -> dict[str, Work]:
     """The workloads of one task, by name."""
     if task == "guard":
         kinds = (
@@ -102,18 +110,19 @@ def _works(task: str, prompts: Prompts) -> dict[str, Work]:
         return {
             f"classify {tokens}, {name}": prompts.classify(tokens, **options)
             for tokens in CONVERSATIONS
+            if tokens <= longest
             for name, options in kinds
             if tokens == 40 or "generated" not in options
         }
     return {
-        **{f"prefill {tokens}": prompts.prefill(tokens) for tokens in PREFILLS},
+        **{f"prefill {tokens}": prompts.prefill(tokens) for tokens in PREFILLS if tokens <= longest},
         **{f"decode, {streams} at once": prompts.decode(streams) for streams in STREAMS},
     }
 
 
 def _team(variants: Sequence[Variant], task: str, guard: Path, plan: Plan) -> dict[str, Any]:
     """``guard`` is the bundle whose prompts and tokens all are given."""
-    works = _works(task, Prompts(guard))
+    works = _works(task, Prompts(guard), plan.longest)
     with Team(variants, task, plan) as team:
         measured = team.measure(works)
         return {

@@ -12,8 +12,11 @@ from importlib import metadata
 from pathlib import Path
 
 _REQUIREMENTS = Path(__file__).parent / "peers" / "requirements"
-#: llama.cpp finds the instructions of the machine that builds it; its users do that too.
-_BUILD = {"CMAKE_ARGS": "-DGGML_NATIVE=ON", "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1)}
+#: llama.cpp is built for the instructions of this machine; the header mends what some compilers make of AMX.
+_BUILD = {
+    "CMAKE_ARGS": f"-DGGML_NATIVE=ON -DCMAKE_CXX_FLAGS=-include{_REQUIREMENTS / 'llama-cpp.h'}",
+    "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
+}
 
 
 class UnavailableError(Exception):

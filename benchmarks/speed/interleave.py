@@ -31,14 +31,20 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def rounds(
-    engines: Mapping[Key, Callable[[], float]], *, most: int, least: int, budget_s: float, locks: Sequence[Path] = ()
+    engines: Mapping[Key, Callable[[], float]],
+    *,
+    most: int,
+    least: int,
+    budget_s: float,
+    warm_up: int = 0,
+    locks: Sequence[Path] = (),
 ) -> dict[Key, list[float]]:
     """What each callable returned, in seconds, once a round: ``least`` to ``most`` rounds, each engine leaving early
-    when its times add up to ``budget_s``. A first round warms up and is not counted. One that raises LeaveError
+    when its times add up to ``budget_s``. ``warm_up`` rounds before them are not counted. One that raises LeaveError
     leaves the run, without its values. ``locks``: see ``alone``.
     """
     values: dict[Key, list[float]] = {key: [] for key in engines}
-    for number in range(most + 1):
+    for number in range(most + warm_up):
         going = [key for key, taken in values.items() if len(taken) < least or sum(taken) < budget_s]
         if not going:
             break
@@ -49,7 +55,7 @@ def rounds(
                 except LeaveError:
                     del values[key]
                     continue
-                if number:
+                if number >= warm_up:
                     values[key].append(seconds)
     return values
 

@@ -22,13 +22,16 @@ _SPARE_MIB = 1500  # left to everybody else
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: rounds, seconds for each engine and workload, and where things are kept."""
+    """How long to measure: rounds, seconds for each engine and workload, the most tokens of a text; where things are
+    kept.
+    """
 
     cache: Path
     threads: int
     most_rounds: int = 7
-    least_rounds: int = 3
-    budget_s: float = 20.0
+    least_rounds: int = 2
+    budget_s: float = 15.0
+    longest: int = 1 << 20
     locks: tuple[Path, ...] = ()
 
 
@@ -71,13 +74,18 @@ class Team:
 
     def measure(self, works: Mapping[str, Work]) -> dict[str, dict[str, Spread]]:
         """Workload to engine to its milliseconds. An engine that fails at a workload has none there."""
-        results = {}
+        results: dict[str, dict[str, Spread]] = {}
         for name, work in works.items():
             print(f"    {name}", file=sys.stderr, flush=True)
             calls = {engine: partial(self._run, engine, name, child, work) for engine, child in self.children.items()}
             plan = self._plan
             taken = rounds(
-                calls, most=plan.most_rounds, least=plan.least_rounds, budget_s=plan.budget_s, locks=plan.locks
+                calls,
+                most=plan.most_rounds,
+                least=plan.least_rounds,
+                budget_s=plan.budget_s,
+                warm_up=not results,
+                locks=plan.locks,
             )
             results[name] = {
                 engine: spread([1000 * each for each in times]) for engine, times in taken.items() if times

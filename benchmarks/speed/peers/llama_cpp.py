@@ -16,6 +16,7 @@ from benchmarks.speed.engine import Classify, Decode, Engine, Prefill
 _CONTEXT = 2560
 _STREAMS = 8
 _BATCH = 512
+_QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 def load(task: str, weights: str, threads: int) -> Engine:
@@ -28,6 +29,7 @@ class LlamaCpp:
 
     def __init__(self, weights: str, threads: int) -> None:
         llama_cpp.llama_backend_init()
+        llama_cpp.llama_log_set(_QUIET, None)
         self._model = llama_cpp.llama_load_model_from_file(weights.encode(), llama_cpp.llama_model_default_params())
         if not self._model:
             raise ValueError("llama.cpp cannot load the file")

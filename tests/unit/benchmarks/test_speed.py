@@ -64,7 +64,11 @@ def test_rounds_take_turns_leave_out_the_first_and_end_within_the_budget() -> No
         return seconds
 
     values = rounds(
-        {"slow": lambda: engine("slow", 5.0), "fast": lambda: engine("fast", 1.0)}, most=6, least=2, budget_s=8
+        {"slow": lambda: engine("slow", 5.0), "fast": lambda: engine("fast", 1.0)},
+        most=6,
+        least=2,
+        budget_s=8,
+        warm_up=1,
     )
     assert values == {"slow": [5.0, 5.0], "fast": [1.0] * 6}
     assert calls[:6] == ["slow", "fast"] * 3
