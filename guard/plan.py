@@ -2,7 +2,9 @@
 
 The constants were measured on Linux x86-64 with ONNX Runtime 1.31 (docs/decisions/0110-memory-plan.md); what a model
 needs follows from its manifest. Memory of files that is only looked up (embedding tables, libraries) can be dropped and
-read again by the system, so it is told apart and not part of what must fit.
+read again by the system, so it is told apart and not part of what must fit. Weights that were packed for this machine
+are mapped from their file and can be dropped as well, but every request reads all of them: a server that has no room
+for them stays alive and reads them from the disk again and again. They are part of what must fit, and told apart.
 """
 
 from __future__ import annotations
@@ -10,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import onnxruntime as ort
+
 from guard.bundle.manifest import Manifest, Task
 from guard.bundle.open import TOKENIZER_FILE
+from guard.engine.cpus import instruction_sets
 from guard.engine.settings import EngineSettings
 from guard.errors import MemoryPlanError
 
@@ -37,7 +42,9 @@ _EMBEDDING_BYTES: Mapping[str, int] = {"float32": 4, "float16": 2, "int8_blocks"
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """Bytes that one model needs. ``mapped`` are those that the system may take back, and are not in ``total``."""
+    """Bytes that one model needs. ``file_backed`` are those of ``weights`` that are pages of a file: shared between
+    processes, and never a reason to be killed. ``mapped`` are only looked up, and not in ``total``.
+    """
 
     name: str
     task: Task
@@ -49,6 +56,7 @@ class ModelPlan:
     kv: int
     kv_per_token: int
     mapped: int
+    file_backed: int
 
     @property
     def fixed(self) -> int:
@@ -80,6 +88,11 @@ class Plan:
         return self.process + self.requests + sum(model.total for model in self.models)
 
     @property
+    def file_backed(self) -> int:
+        """Of ``total``, what should stay in the page cache; the rest is anonymous memory."""
+        return sum(model.file_backed for model in self.models)
+
+    @property
     def mapped(self) -> int:
         """What the system may take back, and reads again when it is needed."""
         return sum(model.mapped for model in self.models)
@@ -94,7 +107,8 @@ class Plan:
         parts = [f"process {_mib(self.process)}", f"waiting requests {_mib(self.requests)}"]
         for model in self.models:
             parts.append(
-                f"{model.name} {_mib(model.total)} (weights {_mib(model.weights)}, tokenizer {_mib(model.tokenizer)},"
+                f"{model.name} {_mib(model.total)} (weights {_mib(model.weights)}"
+                f"{' in the page cache' if model.file_backed else ''}, tokenizer {_mib(model.tokenizer)},"
                 f" working memory {_mib(model.workspace)}, kept prefixes {_mib(model.prefixes)}, KV cache"
                 f" {_mib(model.kv)} for {model.kv_tokens} tokens)"
             )
@@ -123,17 +137,30 @@ def _without_kv(manifest: Manifest, settings: EngineSettings) -> ModelPlan:
     graph = sum(record.bytes for name, record in manifest.files.items() if name.startswith(manifest.graph.file))
     table = shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES.get(manifest.quantization.embedding, 0)
     values = settings.prefill_chunk * (shape.hidden_size + shape.intermediate_size)
+    packed = manifest.packed
+    mapped_here = packed is not None and (packed.onnxruntime, packed.instructions) == (
+        ort.__version__,
+        instruction_sets(),
+    )
+    if packed is not None and mapped_here:
+        weights = graph - table - packed.replaced
+    else:
+        stored = graph - table - (0 if packed is None else packed.bytes)
+        weights = int(stored * (_BLOCKS_FACTOR if "blocks" in manifest.quantization.linears else 1))
+    # A load packs each weight again to compare it with its copy, one at a time, and before there is any request.
+    workspace = max(_STEP_BYTES + _LIVE_VALUES * values * 4, packed.largest if packed is not None else 0)
     return ModelPlan(
         name=manifest.name,
         task=manifest.task,
         quantization=manifest.quantization.name,
-        weights=int((graph - table) * (_BLOCKS_FACTOR if "blocks" in manifest.quantization.linears else 1)),
+        weights=weights,
         tokenizer=_TOKENIZER_BYTES + int(_TOKENIZER_FACTOR * manifest.files[TOKENIZER_FILE].bytes),
-        workspace=_STEP_BYTES + _LIVE_VALUES * values * 4,
+        workspace=workspace,
         prefixes=settings.prefix_bytes,
         kv=0,
         kv_per_token=shape.kv_bytes_per_token,
         mapped=table,
+        file_backed=weights if mapped_here else 0,
     )
 
 

@@ -69,7 +69,8 @@ def _as_json(plan: Plan, limit: int, threads: int) -> dict[str, Any]:
         {**asdict(model), "total": model.total, "kv_tokens": model.kv_tokens, "streams": _streams(model)}
         for model in plan.models
     ]
-    totals = {"total": plan.total, "mapped": plan.mapped, "limit": limit, "fits": plan.total <= limit}
+    shares = {"anonymous": plan.total - plan.file_backed, "file_backed": plan.file_backed}
+    totals = {"total": plan.total, **shares, "mapped": plan.mapped, "limit": limit, "fits": plan.total <= limit}
     return {**asdict(plan), "models": models, **totals, "threads": threads}
 
 
@@ -79,7 +80,7 @@ def _lines(plan: Plan, limit: int, threads: int) -> list[str]:
     for model in plan.models:
         lines += [
             f"{model.name} ({model.task}, {model.quantization})",
-            _line("  weights", model.weights, "packed for the processor, embedding table excepted"),
+            _line("  weights", model.weights, _where(model)),
             _line("  tokenizer", model.tokenizer, ""),
             _line("  working memory", model.workspace, "of one chunk of a prompt"),
             _line("  kept prefixes", model.prefixes, "beginnings of prompts, for the next ones"),
@@ -88,9 +89,20 @@ def _lines(plan: Plan, limit: int, threads: int) -> list[str]:
         ]  # fmt: skip
     lines.append(_line("= needed", plan.total, f"of {limit / MIB:.0f} MiB: " + ("fits" if plan.total <= limit else
                        f"{(plan.total - limit) / MIB:.0f} MiB too much")))  # fmt: skip
+    if plan.file_backed:
+        lines.append(_line("  anonymous of that", plan.total - plan.file_backed, "less than this and it is killed"))
+        lines.append(
+            _line("  in the page cache", plan.file_backed, "less than this and every request waits for the disk")
+        )
     lines.append(_line("+ may be dropped", plan.mapped, "embedding tables, read from the file when needed"))
     lines.append(f"threads {threads}")
     return lines
+
+
+def _where(model: ModelPlan) -> str:
+    if model.file_backed:
+        return "mapped from the file, which was packed for this machine; shared between processes"
+    return "packed for the processor, embedding table excepted"
 
 
 def _streams(model: ModelPlan) -> int:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 
-from guard.bundle.manifest import FileRecord, Manifest
+from guard.bundle.manifest import FileRecord, Manifest, Packed
+from guard.engine.cpus import instruction_sets
 from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
 from guard.errors import MemoryPlanError
@@ -71,3 +74,31 @@ def test_the_containers_limit_counts(tmp_path: Path, files: dict[str, str], limi
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert available_memory(tmp_path) == (machine if limit is None else min(machine, limit))
+
+
+def test_weights_packed_for_this_machine_are_pages_of_a_file_and_must_still_fit(manifest: Manifest) -> None:
+    """Failure test 18: mapped weights may be dropped, but a server without room for them is not what was asked for."""
+    files = {**manifest.files, "model.onnx.data": FileRecord("0" * 64, 190 * MIB)}
+    packed = Packed(onnxruntime.__version__, instruction_sets(), 90 * MIB, 30 * MIB, replaced=80 * MIB)
+    here = planned([replace(manifest, files=files, packed=packed)], 4096 * MIB)
+    model = here.models[0]
+    assert model.weights + model.mapped == (191 - 80) * MIB
+    assert here.file_backed == model.file_backed == model.weights
+    assert "in the page cache" in here.arithmetic()
+    here.check(here.total)
+    with pytest.raises(MemoryPlanError):
+        here.check(here.total - 1)
+
+
+@pytest.mark.parametrize("change", [{"onnxruntime": "0.1"}, {"instructions": ("x86_64", "mmx")}])
+def test_weights_packed_elsewhere_are_packed_again_in_anonymous_memory(manifest: Manifest, change: Any) -> None:
+    files = {**manifest.files, "model.onnx.data": FileRecord("0" * 64, 190 * MIB)}
+    packed = replace(Packed(onnxruntime.__version__, instruction_sets(), 90 * MIB, 1, replaced=80 * MIB), **change)
+    elsewhere = planned([replace(manifest, files=files, packed=packed)], 4096 * MIB)
+    assert elsewhere.file_backed == 0
+    assert elsewhere.models[0] == planned([manifest], 4096 * MIB).models[0]
+
+
+def test_the_largest_weight_fits_while_it_is_compared_with_its_copy(manifest: Manifest) -> None:
+    packed = Packed(onnxruntime.__version__, instruction_sets(), 90 * MIB, largest=700 * MIB, replaced=0)
+    assert planned([replace(manifest, packed=packed)], 4096 * MIB).models[0].workspace == 700 * MIB
