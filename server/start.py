@@ -1,4 +1,6 @@
-"""What a server process does first: say what it is, and see to it that a crash leaves no text of requests behind."""
+"""What a server process does first: say what it is, see to it that a crash leaves no text of requests behind, and that
+memory which is freed goes back to the system.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import sys
 from dataclasses import fields
 from importlib.metadata import version
 
+from guard.engine.memory import share_one_heap
 from server import log
 from server.settings import Settings
 
@@ -18,9 +21,10 @@ _PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 
 def begin(settings: Settings) -> None:
-    """Logs as JSON lines, no core files, and a line that tells version and settings apart from others."""
+    """Logs as JSON lines, no core files, one heap, and a line that tells version and settings apart from others."""
     log.configure()
     forbid_core_dumps()
+    share_one_heap()
     log.event(logging.INFO, "starting", version=version("guardlet"), settings=digest(settings))
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 
 #: cgroup v1 says "no limit" with the largest multiple of a page that fits 63 bits.
 _NO_LIMIT = 1 << 62
+#: Parameters of glibc's mallopt(3), from malloc.h.
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+#: Bytes from which on a block is mapped alone and goes straight back: most of a model's weights are larger.
+_MAPPED_FROM = 1 << 20
 
 
 def available_memory(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
@@ -19,11 +23,25 @@ def available_memory(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
     return min([machine, *(limit for limit in limits if limit is not None)])
 
 
+def share_one_heap() -> None:
+    """For a process that loads and frees models, before its threads start: let all its threads share one heap.
+
+    glibc gives threads heaps of their own, up to eight a core, and keeps the free end of each of them resident:
+    malloc_trim does not touch it, and once a large block was freed it may be 64 MiB. Every version of a model has new
+    threads, so with each one more of these heaps were left so. Speed is the same (docs/benchmarks/soak.md).
+    """
+    with suppress(AttributeError, OSError):  # only glibc has it
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+
+
 def give_back() -> None:
     """Return what was freed to the system; takes some milliseconds.
 
-    The C library keeps freed memory of other threads for them. A model that is loaded and freed on one thread and then
-    another leaves half its size behind each time: five reloads of a 200 MiB model went from 238 to 684 MiB.
+    The C library keeps freed memory for the next who ask. A model that is loaded and freed on one thread and then
+    another leaves half its size behind each time: five reloads of a 200 MiB model went from 238 to 684 MiB. What it
+    returns is all of it only where ``share_one_heap`` was called.
     """
     gc.collect()
     with suppress(AttributeError, OSError):  # only glibc has it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from guard.v1.moderation_pb2 import (
 from server.registry import Loader, Model
 from tests.unit.guard.builders import write_bundle
 
-from .fakes import UNSAFE_MARK, FakeModels
+from .fakes import BROKEN_MARK, UNSAFE_MARK, FakeModels
 from .running import Running, message, question, refused, running, until
 
 
@@ -111,6 +112,40 @@ async def test_a_switch_shows_in_no_answer(models: FakeModels, tmp_path: Path) -
         assert not told.done()
         watch.cancel()
     assert len(versions.made) == 4
+
+
+async def test_nothing_holds_on_to_what_was_replaced(models: FakeModels, tmp_path: Path) -> None:
+    """Traffic of every kind, errors and cancelled calls among it, during three switches: neither a model nor its graph
+    nor its engine outlives its requests.
+    """
+    models.step_seconds = 0.002
+    versions, parts = Versions(models), list[weakref.ref[object]]()
+
+    def remembered(directory: Path, task: Task, settings: EngineSettings) -> Model:
+        model = versions(directory, task, settings)
+        parts.extend(weakref.ref(part) for part in (model, models.runners[task], model.engine))
+        return model
+
+    async with reloadable(remembered, tmp_path, instruct=None) as server, traffic(server) as clients:
+        for _ in range(3):
+            calls = [server.moderation.Classify(question(f"{number} {BROKEN_MARK}"), timeout=9) for number in range(4)]
+            left = [server.moderation.Classify(question("x" * 400), timeout=9) for _ in range(4)]
+            stream = server.moderation.StreamClassify(timeout=9)
+            start = StreamClassifyStart(check_every_tokens=8, target=TARGET_RESPONSE)
+            await stream.write(StreamClassifyRequest(start=start))
+            await stream.write(StreamClassifyRequest(text="one two three four five six seven "))
+            await clients.goes_on(10)
+            for call in left:
+                call.cancel()
+            await server.models.LoadModel(LoadModelRequest(bundle="next", replace="tiny-guard"))
+            await stream.done_writing()
+            assert [answer async for answer in stream][-1].HasField("result")
+            for answer in await asyncio.gather(*calls, return_exceptions=True):
+                assert isinstance(answer, grpc.aio.AioRpcError)
+            await clients.goes_on(10)
+        models.runners.clear()
+        versions.made.clear()
+        await until(lambda: [part() is None for part in parts] == [True] * 9 + [False] * 3)
 
 
 async def test_streams_under_way_keep_their_model(models: FakeModels, tmp_path: Path) -> None:
