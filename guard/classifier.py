@@ -46,7 +46,15 @@ class ClassifyTask:
 class Classifier:
     """Judges conversations with one guard bundle."""
 
-    def __init__(self, bundle: Bundle, runner: Runner, engine: Engine, limits: ScanLimits | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        runner: Runner,
+        engine: Engine,
+        limits: ScanLimits | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """``tokenizer``: the bundle's, where it was loaded already."""
         guard_format = bundle.manifest.guard
         if guard_format is None:
             raise ValueError("not a guard bundle")
@@ -57,7 +65,7 @@ class Classifier:
         self.cache = VerdictCache(CacheLimits(), bundle.digest)
         settings = engine.settings
         self._reader = Reader(runner, guard_format.answer, settings.prefix_bytes)
-        tokenizer = Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
+        tokenizer = tokenizer or Tokenizer(bundle.tokenizer_path, bundle.manifest.tokens.control)
         self._scanner = Scanner(GuardPromptBuilder(guard_format, tokenizer), tokenizer, limits or ScanLimits())
 
     def classify(self, task: ClassifyTask) -> Judgement:

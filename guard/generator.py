@@ -30,13 +30,14 @@ from guard.writer import Vocabulary, Writer
 class Generator:
     """Generates text with one instruct bundle."""
 
-    def __init__(self, bundle: Bundle, runner: Runner, engine: Engine) -> None:
+    def __init__(self, bundle: Bundle, runner: Runner, engine: Engine, tokenizer: Tokenizer | None = None) -> None:
+        """``tokenizer``: the bundle's, where it was loaded already."""
         self.bundle = bundle
         self.engine = engine
         self.shape = runner.shape
         self.prefixes = PrefixBlocks(engine.settings.prefix_bytes)
         tokens = bundle.manifest.tokens
-        self.tokenizer = Tokenizer(bundle.tokenizer_path, tokens.control)
+        self.tokenizer = tokenizer or Tokenizer(bundle.tokenizer_path, tokens.control)
         self._vocabulary = Vocabulary(self.tokenizer, frozenset(tokens.stop))
         self._formats = FormatCompiler(bundle.tokenizer_path, runner.shape.vocab_size, tokens.stop)
         source = bundle.chat_template()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from guard.bundle.manifest import Probe
 from guard.classifier import Classifier
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
+from guard.engine.memory import give_back
 from guard.engine.runner import Runner, load_runner
 from guard.engine.settings import EngineSettings
 from guard.errors import BundleError, ModelOutputError
 from guard.generator import Generator
+from guard.tokenizer import Tokenizer
 
 
 def load_guard(directory: str | os.PathLike[str], settings: EngineSettings, key: BundleKey | None = None) -> Classifier:
@@ -23,8 +26,11 @@ def load_guard(directory: str | os.PathLike[str], settings: EngineSettings, key:
 
     Raises BundleError naming what is wrong with it.
     """
-    bundle, runner = _load(directory, "guard", settings, key)
-    return Classifier(bundle, runner, Engine(runner, settings, bundle.manifest.name))
+    bundle, runner, tokenizer = _load(directory, "guard", settings, key)
+    engine = Engine(runner, settings, bundle.manifest.name)
+    classifier = Classifier(bundle, runner, engine, tokenizer=tokenizer)
+    give_back()  # half of what the parts took while they were read
+    return classifier
 
 
 def load_instruct(
@@ -34,22 +40,26 @@ def load_instruct(
 
     Raises BundleError naming what is wrong with it.
     """
-    bundle, runner = _load(directory, "instruct", settings, key)
-    return Generator(bundle, runner, Engine(runner, settings, bundle.manifest.name))
+    bundle, runner, tokenizer = _load(directory, "instruct", settings, key)
+    generator = Generator(bundle, runner, Engine(runner, settings, bundle.manifest.name), tokenizer)
+    give_back()
+    return generator
 
 
 def _load(
     directory: str | os.PathLike[str], task: str, settings: EngineSettings, key: BundleKey | None
-) -> tuple[Bundle, Runner]:
+) -> tuple[Bundle, Runner, Tokenizer]:
     bundle = open_bundle(directory, key)
     if bundle.manifest.task != task:
         raise BundleError(f"{directory}: a bundle for {bundle.manifest.task}, expected {task}")
     check_external_data(bundle.graph_path, bundle.manifest.files)
-    runner = load_runner(bundle, settings.threads)
-    _warm_up(runner)
-    if bundle.manifest.parity is not None:
-        check_probe(runner, bundle.manifest.parity.probe)
-    return bundle, runner
+    with ThreadPoolExecutor(1) as pool:  # ONNX Runtime holds no interpreter lock while it reads the graph
+        tokenizer = pool.submit(Tokenizer, bundle.tokenizer_path, bundle.manifest.tokens.control)
+        runner = load_runner(bundle, settings.threads)
+        _warm_up(runner)
+        if bundle.manifest.parity is not None:
+            check_probe(runner, bundle.manifest.parity.probe)
+        return bundle, runner, tokenizer.result()
 
 
 def check_probe(runner: Runner, probe: Probe) -> None:

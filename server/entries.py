@@ -12,6 +12,7 @@ from types import TracebackType
 from guard.bundle import BundleKey
 from guard.bundle.manifest import Manifest, Task
 from guard.classifier import Classifier
+from guard.engine.memory import give_back
 from guard.engine.settings import EngineSettings
 from guard.errors import BundleError
 from guard.generator import Generator
@@ -99,6 +100,7 @@ def load_model(directory: Path, task: Task, settings: EngineSettings, key: Bundl
     except BundleError:
         model.close()
         raise
+    give_back()  # what the first answer took
     return model
 
 
