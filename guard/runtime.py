@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from guard.bundle.manifest import Probe
 from guard.classifier import Classifier
 from guard.engine.engine import Engine
 from guard.engine.kv_cache import KvCache
-from guard.engine.memory import give_back
+from guard.engine.memory import available_memory, give_back
 from guard.engine.runner import Runner, load_runner
 from guard.engine.settings import EngineSettings
 from guard.errors import BundleError, ModelOutputError
@@ -59,7 +60,23 @@ def _load(
         _warm_up(runner)
         if bundle.manifest.parity is not None:
             check_probe(runner, bundle.manifest.parity.probe)
+        _drop_originals(bundle)
         return bundle, runner, tokenizer.result()
+
+
+def _drop_originals(bundle: Bundle) -> None:
+    """Where memory is short, forget the pages of weights that were only read to compare them with their packed copies:
+    the system would rather keep them, which were read twice, than the copies, which every request reads.
+
+    A page that is mapped, such as those of the embedding table, stays. Elsewhere all stay, for the next load.
+    """
+    manifest = bundle.manifest
+    size = sum(record.bytes for record in manifest.files.values())
+    if manifest.packed is None or available_memory() > 2 * size:
+        return
+    for name, record in manifest.files.items():
+        with suppress(OSError), (bundle.directory / name).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, max(0, record.bytes - manifest.packed.bytes), os.POSIX_FADV_DONTNEED)
 
 
 def check_probe(runner: Runner, probe: Probe) -> None:
