@@ -107,7 +107,7 @@ check: $(DEV) ## lint, format, types, import rules, protos, stubs
 
 EMBEDDED_INT4 := models/embedded-guard-int4/manifest.json models/embedded-instruct-int4/manifest.json
 bench: $(RUNTIME) models $(EMBEDDED_INT4) ## speed and memory beside other engines, for docs/benchmarks (an hour, 20 GB; PARTS="guard service", PEERS="llama-cpp" for some, QUICK=1)
-	@$(BIN)/python -m benchmarks.speed $(if $(PARTS),--parts $(PARTS)) $(if $(PEERS),--peers $(PEERS)) $(if $(QUICK),--quick) $(if $(LOCKS),--locks $(LOCKS))
+	@$(BIN)/python -m benchmarks.speed $(if $(PARTS),--parts $(PARTS)) $(if $(PEERS),--peers $(PEERS)) $(if $(QUICK),--rounds 3 --longest 512) $(if $(LOCKS),--locks $(LOCKS))
 
 .PHONY: bench-quick
 bench-quick: $(RUNTIME) models ## latency and memory of a server with the embedded models (a minute)

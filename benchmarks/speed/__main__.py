@@ -28,7 +28,6 @@ from benchmarks.speed.workloads import CONVERSATIONS, FORCED_TOKENS, PREFILLS, S
 
 PARTS = ("roofline", "export", "smollm2", "guard", "instruct", "service", "floors")
 _MODELS = Path("models")
-_QUICK, _ALL = 512, 1 << 20
 
 
 def main() -> None:
@@ -37,14 +36,14 @@ def main() -> None:
     plan = Plan(
         args.cache,
         args.threads or len(os.sched_getaffinity(0)),
-        3 if args.quick else args.rounds,
-        longest=_QUICK if args.quick else _ALL,
+        args.rounds,
+        longest=args.longest,
         locks=tuple(args.locks),
     )
     args.cache.mkdir(parents=True, exist_ok=True)
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "speed.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if args.parts and file.exists() else {}
+    results = json.loads(file.read_text(encoding="utf-8")) if args.parts is not None and file.exists() else {}
     results["machine"] = asdict(describe(plan.threads))
 
     def small(task: str) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def main() -> None:
         "floors": lambda: [asdict(each) for each in _floors(plan)],
     }
     for name, measure in parts.items():
-        if name in (args.parts or parts):
+        if name in (parts if args.parts is None else args.parts):
             print(f"==> {name}", file=sys.stderr, flush=True)
             results[name] = measure()
             file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -78,11 +77,11 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="only these; all")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, help="only these, or none: write anew; all")
     peers = sorted({variant.peer for variant in VARIANTS} - {OURS})
     parser.add_argument("--peers", nargs="*", choices=peers, help="only these beside our own; all")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="for each engine; 0 is one a processor")
-    parser.add_argument("--quick", action="store_true", help="three rounds, and no text of more than 512 tokens")
+    parser.add_argument("--longest", type=int, default=1 << 20, metavar="TOKENS", help="no longer texts")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="at most, of each workload (%(default)s)")
     parser.add_argument(
         "--locks",

@@ -20,26 +20,25 @@ DECODE_PROMPT, DECODE_STEPS = 128, 32
 ANSWER_TOKENS = 3
 #: "unsafe", "\\n", "S": what our one pass reads the categories behind.
 FORCED_TOKENS = 3
-_WORDS = "The council met again on Tuesday to talk about the bridge, the school roof and the price of water. "
+_WORDS = "The council met again on Tuesday to talk about the bridge, the school roof and the price of water."
+_FILL = " a"
 
 
 def text_of(count: int, tokens_of: Callable[[str], int]) -> str:
-    """The longest beginning of an endless story that has at most ``count`` tokens, cut between characters.
-
-    Raises ValueError when no beginning has exactly so many.
+    """A text of exactly so many tokens: the beginning of an endless story, filled up with a short word. Raises
+    ValueError when that word is no token.
     """
-    text = _WORDS
-    while tokens_of(text) < count:
-        text += _WORDS
-    low, high = 1, len(text)
-    while low < high:  # tokens grow with the text, but for a token or so where words are cut: see the check below
+    words = _WORDS.split() * count
+    low, high = 0, count  # a word is at least one token
+    while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if tokens_of(text[:middle].strip()) <= count else (low, middle - 1)
-    for length in range(low, max(0, low - 40), -1):
-        piece = text[:length].strip()
-        if tokens_of(piece) == count:
-            return piece
-    raise ValueError(f"no text of exactly {count} tokens")
+        low, high = (middle, high) if tokens_of(" ".join(words[:middle])) <= count else (low, middle - 1)
+    text = " ".join(words[:low])
+    while tokens_of(text) < count:
+        text += _FILL
+    if tokens_of(text.strip()) != count:
+        raise ValueError(f"no text of exactly {count} tokens")
+    return text.strip()
 
 
 class Prompts:
