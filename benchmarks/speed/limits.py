@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,29 +42,39 @@ def method(v1: Path = _V1, v2: Path = _V2) -> Method:
 
 
 class Limited:
-    """A group with a limit of ``limit_bytes``; leaving the block removes it. Swap is not allowed where that can be
-    said.
+    """A group with a limit of ``limit_bytes``; leaving the block ends what is left in it. Swap is not allowed where
+    that can be said.
     """
 
     def __init__(self, how: Method, limit_bytes: int) -> None:
         self._how, self._limit = how, limit_bytes
-        self._group: Path | None = None
+        self.group: Path | None = None
 
     def __enter__(self) -> Limited:
         if self._how.root is None:
             return self
-        self._group = self._how.root / f"guardlet-{uuid.uuid4().hex[:8]}"
-        self._group.mkdir()
+        self.group = self._how.root / f"guardlet-{uuid.uuid4().hex[:8]}"
+        self.group.mkdir()
         v1 = self._how.name == CGROUP_V1
-        (self._group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(self._limit))
-        swap = self._group / ("memory.memsw.limit_in_bytes" if v1 else "memory.swap.max")
+        (self.group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(self._limit))
+        swap = self.group / ("memory.memsw.limit_in_bytes" if v1 else "memory.swap.max")
         if swap.exists():
             swap.write_text(str(self._limit if v1 else 0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._group is not None:
-            self._group.rmdir()
+        if self.group is None:
+            return
+        for _attempt in range(100):  # a process that was killed leaves its group a little later
+            for pid in (self.group / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            try:
+                self.group.rmdir()
+                return
+            except OSError:
+                time.sleep(0.05)
+        raise OSError(f"{self.group}: cannot be removed")
 
     def run(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, timeout_s: float
@@ -82,16 +95,16 @@ class Limited:
     def most_bytes(self) -> int:
         """The most that the group held, page cache included; 0 where that is not known."""
         for name in ("memory.max_usage_in_bytes", "memory.peak"):
-            file = self._group / name if self._group else None
+            file = self.group / name if self.group else None
             if file is not None and file.exists():
                 return int(file.read_text())
         return 0
 
     def _enter(self) -> None:
-        if self._group is None:
+        if self.group is None:
             resource.setrlimit(resource.RLIMIT_DATA, (self._limit, self._limit))
         else:
-            (self._group / "cgroup.procs").write_text(str(os.getpid()))
+            (self.group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _can_make(root: Path, limit: str) -> bool:

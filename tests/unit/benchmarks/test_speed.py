@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,6 +129,20 @@ def test_a_limit_on_private_memory_holds() -> None:
         assert limited.most_bytes == 0
     assert fits.returncode == 0
     assert b"MemoryError" in too_much.stderr
+
+
+@pytest.mark.skipif(not method().real, reason="control groups cannot be made here")
+def test_a_real_limit_holds_and_nothing_is_left() -> None:
+    how = method()
+    grandchild = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    with Limited(how, 64 * MIB) as limited:
+        too_much = limited.run([sys.executable, "-c", "bytearray(256 << 20)"], {}, Path.cwd(), 30)
+        assert limited.most_bytes >= 60 * MIB
+        with pytest.raises(subprocess.TimeoutExpired):  # the grandchild keeps the pipes open
+            limited.run([sys.executable, "-c", grandchild], {}, Path.cwd(), 2)
+    assert too_much.returncode == -9
+    assert limited.group is not None
+    assert not limited.group.exists()
 
 
 def test_the_layers_of_the_1b_have_so_many_multiply_adds() -> None:
