@@ -28,7 +28,7 @@ def share_one_heap() -> None:
 
     glibc gives threads heaps of their own, up to eight a core, and keeps the free end of each of them resident:
     malloc_trim does not touch it, and once a large block was freed it may be 64 MiB. Every version of a model has new
-    threads, so with each one more of these heaps were left so. Speed is the same (docs/benchmarks/soak.md).
+    threads, so with each one more of these heaps were left so. Figures: docs/benchmarks/soak.md.
     """
     with suppress(AttributeError, OSError):  # only glibc has it
         library = ctypes.CDLL(None)
