@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from guard.address import is_local
 from guard.bundle import BundleKey
 from guard.bundle.manifest import Task
-from guard.cache import CacheLimits, VerdictCache
+from guard.cache import VerdictCache
 from guard.classifier import Classifier
 from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
@@ -59,6 +59,8 @@ if TYPE_CHECKING:  # OpenTelemetry is an extra
 MODERATION = moderation_pb2.DESCRIPTOR.services_by_name["ModerationService"].full_name
 GENERATION = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 MODELS = model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+#: What the small guard that goes before the other is called here.
+SCREEN = "screen"
 #: What requests to the other model have to finish when an engine hangs.
 BROKEN_GRACE_S = 5.0
 
@@ -89,7 +91,8 @@ class App:
         self._watching: asyncio.Task[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
         engine = settings.engine if memory is None else memory.engine
-        self.registry = Registry(engine, _prepared(self._timed(loader), self.policies, settings.cache))
+        self.registry = Registry(engine, _prepared(self._timed(loader), self.policies, settings))
+        self.registry.screen = SCREEN if settings.screen is not None else ""
         self.registry.on_change = self._models_changed
         if memory is not None:
             self.registry.before_load = memory.check_with
@@ -131,6 +134,8 @@ class App:
         loads = []
         if self.settings.guard is not None:
             loads.append(self.registry.load(self.settings.guard, "guard"))
+        if self.settings.screen is not None:
+            loads.append(self.registry.load(self.settings.screen, "guard", SCREEN))
         if self.settings.instruct is not None:
             loads.append(self.registry.load(self.settings.instruct, "instruct"))
         await asyncio.gather(*loads)
@@ -178,7 +183,7 @@ class App:
             ],
             options=_channel_options(settings),
         )
-        moderation = ModerationService(self.registry, self._submitter, self.policies, settings.stream_idle_s)
+        moderation = ModerationService(self.registry, self._submitter, self.policies, settings)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
         generation = GenerationService(self.registry, self._submitter, self.policies, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
@@ -257,21 +262,24 @@ def run(settings: Settings) -> int:
     return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
 
 
-def _prepared(loader: Loader, policies: PolicyBook, cache: CacheLimits) -> Loader:
-    """``loader``, whose guard models can judge every policy, and remember their verdicts."""
+def _prepared(loader: Loader, policies: PolicyBook, options: Settings) -> Loader:
+    """``loader``, whose guard models can judge every policy, and remember their verdicts. The screen is not asked about
+    those that it cannot judge.
+    """
 
     def load(directory: Path, task: Task, settings: EngineSettings) -> Model:
         model = loader(directory, task, settings)
         if isinstance(model, Classifier):
             policy = policies.policy_for(None).policy
             try:
-                check_policies(policies, model.check_policy)
-                if policy.excluded_categories or policy.custom_categories:  # its prompts begin unlike Policy()'s
-                    model.warm_up(policy)
+                if directory != options.screen:
+                    check_policies(policies, model.check_policy)
+                    if policy.excluded_categories or policy.custom_categories:  # its prompts begin unlike Policy()'s
+                        model.warm_up(policy)
             except (SettingsError, BundleError):
                 model.close()
                 raise
-            model.cache = VerdictCache(cache, model.bundle.digest)
+            model.cache = VerdictCache(options.cache, model.bundle.digest)
         return model
 
     return load

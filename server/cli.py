@@ -18,6 +18,15 @@ from server.settings_sources import load_with_sources
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options. None means: not given here."""
     parser.add_argument("--guard", type=Path, metavar="DIR", help="bundle of the guard model")
+    parser.add_argument(
+        "--screen", type=Path, metavar="DIR", help="bundle of a smaller guard that is asked first; needs a threshold"
+    )
+    parser.add_argument(
+        "--screen-safe-below", type=float, metavar="P", help="its SAFE stands below this score (0: never)"
+    )
+    parser.add_argument(
+        "--screen-unsafe-above", type=float, metavar="P", help="its UNSAFE stands above this score (1: never)"
+    )
     parser.add_argument("--instruct", type=Path, metavar="DIR", help="bundle of the instruct model")
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="where to listen; port 0 takes a free one (127.0.0.1:50051)"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import cast
 
+from guard.cascade import Screening
 from guard.classifier import ClassifyTask, Mode
 from guard.conversation import Conversation, Message, Role, Target
 from guard.errors import InvalidInputError
@@ -58,6 +59,12 @@ _DECIDED_BY = {
     DecidedBy.DENY_LIST: moderation_pb2.DECIDED_BY_DENY_LIST,
     DecidedBy.ALLOW_LIST: moderation_pb2.DECIDED_BY_ALLOW_LIST,
     DecidedBy.CACHE: moderation_pb2.DECIDED_BY_CACHE,
+}
+SCREENINGS = {
+    Screening.NOT_ASKED: moderation_pb2.SCREENING_UNSPECIFIED,
+    Screening.DECIDED: moderation_pb2.SCREENING_DECIDED,
+    Screening.PASSED_ON: moderation_pb2.SCREENING_PASSED_ON,
+    Screening.FAILED: moderation_pb2.SCREENING_FAILED,
 }
 _TASKS = {"guard": model_pb2.MODEL_TASK_GUARD, "instruct": model_pb2.MODEL_TASK_INSTRUCT}
 _STATES = {

@@ -23,7 +23,7 @@ class MemoryPlan:
     def __init__(self, settings: Settings, limit: int) -> None:
         self._settings = settings
         self.limit = limit
-        configured = [path for path in (settings.guard, settings.instruct) if path is not None]
+        configured = [path for path in (settings.guard, settings.screen, settings.instruct) if path is not None]
         self.plan = self._plan([read_manifest(path) for path in configured], settings.kv_cache_bytes)
         self.plan.check(limit)
         kv_bytes = self.plan.models[0].kv if self.plan.models else settings.engine.kv_bytes

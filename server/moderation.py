@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc.aio
 
+from guard.cascade import Screening
 from guard.errors import GuardError, InvalidInputError
 from guard.policies import NamedPolicy, PolicyBook
 from guard.v1 import moderation_pb2, moderation_pb2_grpc
@@ -17,6 +18,8 @@ from server import call, convert, convert_policy, status, tickets
 from server.call import Call
 from server.observer import Judged
 from server.registry import Registry
+from server.screening import Screener
+from server.settings import Settings
 from server.streaming import Steps, StreamJudge
 from server.tickets import Submitter
 
@@ -29,12 +32,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
     """The servicer; errors that it raises are mapped by ``interceptors.errors``."""
 
-    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, stream_idle_s: float) -> None:
-        """``stream_idle_s``: seconds after which a stream that is not written or not read ends."""
+    def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings) -> None:
+        self._screener = Screener(registry, submitter, settings.screen_rules)
         self._registry = registry
         self._submitter = submitter
         self._policies = policies
-        self._idle_s = stream_idle_s
+        self._idle_s = settings.stream_idle_s
 
     async def Classify(  # noqa: N802 - gRPC's name
         self, request: moderation_pb2.ClassifyRequest, context: _Context
@@ -102,10 +105,20 @@ class ModerationService(moderation_pb2_grpc.ModerationServiceServicer):
         task = convert.classify_task(request, applied.policy, this.cache_salt)
         entry, classifier = self._registry.guard(request.model)
         with entry.users:
-            submission = partial(classifier.submit, task, this.deadline, caller=this.caller or "")
-            ticket = await self._submitter.submit(request.ByteSize(), submission)
-            with this.charging(ticket):
-                judgement = await tickets.result(ticket)
+            screening, screened = Screening.NOT_ASKED, None
+            if not request.model:  # who names a model gets that model's answer
+                screening, screened = await self._screener.ask(task, request.ByteSize(), this)
+            if screened is not None:
+                entry, judgement = screened
+            else:
+                submission = partial(classifier.submit, task, this.deadline, caller=this.caller or "")
+                ticket = await self._submitter.submit(request.ByteSize(), submission)
+                with this.charging(ticket):
+                    judgement = await tickets.result(ticket)
         text = task.conversation.messages[-1].content
         await this.observer.judged(Judged(judgement, task.target, applied, entry, this.request_id, text))
-        return convert.classify_response(judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s)
+        response = convert.classify_response(
+            judgement, task.target, applied, entry.name, this.request_id, this.elapsed_s
+        )
+        response.screening = convert.SCREENINGS[screening]
+        return response

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from guard.cascade import Screening
 from guard.conversation import Target
 from guard.generation import Generation
 from guard.policies import NamedPolicy
@@ -50,6 +51,9 @@ class Observer:
         """The stream ended by ``error`` before there was a verdict about all of it: ``judgement`` is that about
         ``text``, None when that is not known.
         """
+
+    def screened(self, screening: Screening, model: str, judgement: Judgement | None) -> None:
+        """This came of the screen ``model``, whose ``judgement`` follows as ``judged`` if it decided."""
 
     def generated(self, generation: Generation, model: str, submitted: float, first_token_s: float) -> None:
         """``model`` has written a text. ``submitted``: when its engine got it, in time.monotonic() seconds;

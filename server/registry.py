@@ -44,6 +44,8 @@ class Registry:
         self._loading: Counter[Task] = Counter()
         self._one_at_a_time = asyncio.Lock()
         self._running: set[asyncio.Future[Any]] = set()
+        #: The name of the guard that only goes before others: never the default, and not to be asked for. "" for none.
+        self.screen = ""
         #: Called with the manifests of all models in memory and a bundle's directory before that is loaded; may refuse.
         self.before_load: Callable[[Sequence[Manifest], Path], None] = lambda manifests, directory: None
         #: Called after every change.
@@ -55,6 +57,12 @@ class Registry:
         A request enters ``Entry.users`` before it awaits anything, and leaves when it needs the model no more.
         """
         entry = self._serving("guard", name)
+        assert isinstance(entry.model, Classifier)
+        return entry, entry.model
+
+    def screener(self) -> tuple[Entry, Classifier]:
+        """The screen; raises as ``guard``."""
+        entry = self._ready("guard", self.screen)
         assert isinstance(entry.model, Classifier)
         return entry, entry.model
 
@@ -101,8 +109,8 @@ class Registry:
 
     @property
     def healthy(self) -> bool:
-        """Whether no model's engine is down."""
-        return not self._down
+        """Whether no model's engine is down. Without the screen all is answered, so it does not count."""
+        return not self._down.keys() - {self.screen}
 
     def load(self, directory: Path, task: Task, name: str = "", replaces: str = "") -> asyncio.Future[Entry]:
         """Load a bundle, after those that were asked for before, under ``name`` or the bundle's own; or in the place,
@@ -244,7 +252,7 @@ class Registry:
         old = self._entries.pop(replaces, None)
         self._down.pop(replaces, None)
         self._entries[entry.name] = entry
-        if self._defaults.setdefault(entry.task, entry.name) == replaces:
+        if entry.name != self.screen and self._defaults.setdefault(entry.task, entry.name) == replaces:
             self._defaults[entry.task] = entry.name
         if old is not None:
             self._leaving.append(old)
@@ -257,7 +265,7 @@ class Registry:
         if self._defaults.get(task) != name:
             return
         models: list[Entry | Down] = [*self._entries.values(), *self._down.values()]
-        others = [model for model in models if model.task == task and model.name != name]
+        others = [model for model in models if model.task == task and model.name not in (name, self.screen)]
         staying = [model.name for model in others if model.state is not State.UNLOADING]
         if staying:
             self._defaults[task] = staying[0]
@@ -265,7 +273,11 @@ class Registry:
             del self._defaults[task]
 
     def _serving(self, task: Task, name: str) -> Entry:
-        name = name or self._defaults.get(task, "")
+        if name and name == self.screen:
+            raise ModelNotLoadedError("the screen judges nothing alone: name no model, or another one")
+        return self._ready(task, name or self._defaults.get(task, ""))
+
+    def _ready(self, task: Task, name: str) -> Entry:
         entry = self._entries.get(name)
         if entry is not None and entry.task == task and entry.state is State.READY:
             return entry

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from guard.address import UNIX, is_local
 from guard.cache import CacheLimits
+from guard.cascade import ScreenRules
 from guard.engine.settings import EngineSettings
 from server.errors import SettingsError
 from server.telemetry.settings import AuditSettings, TelemetrySettings
@@ -21,7 +22,9 @@ MIB = 1 << 20
 class Settings:
     """Settings of one server process. Raises SettingsError naming the setting.
 
-    Models: ``guard`` and ``instruct`` are bundle directories. ``admin`` enables LoadModel and UnloadModel, which read
+    Models: ``guard`` and ``instruct`` are bundle directories. ``screen`` is that of a small guard that is asked first;
+    its SAFE stands for scores below ``screen_safe_below``, its UNSAFE for those above ``screen_unsafe_above`` (0 and 1:
+    never), both chosen for policies with ``screen_threshold``. ``admin`` enables LoadModel and UnloadModel, which read
     only below ``model_directory``. With ``bundle_key``, the PEM file of a public key, only bundles signed with it load.
 
     Network: ``address`` is HOST:PORT (port 0 takes a free one) or unix:PATH. An address that other machines reach needs
@@ -59,6 +62,10 @@ class Settings:
     """
 
     guard: Path | None = None
+    screen: Path | None = None
+    screen_safe_below: float = 0.0
+    screen_unsafe_above: float = 1.0
+    screen_threshold: float = 0.5
     instruct: Path | None = None
     admin: bool = False
     model_directory: Path | None = None
@@ -143,6 +150,7 @@ class Settings:
         _check(
             "guard", bool(self.guard or self.instruct or self.admin), "no model to serve: set guard, instruct, or both"
         )
+        self._check_screen()
         _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
         self.telemetry  # noqa: B018 - checks itself
         host_port = _HOST_PORT.fullmatch(self.address)
@@ -155,6 +163,23 @@ class Settings:
             self.allow_insecure or self.tls_cert is not None or is_local(self.address),
             "other machines could reach it without encryption; use a loopback address, tls_cert, or allow_insecure",
         )
+
+    def _check_screen(self) -> None:
+        low, high = self.screen_safe_below, self.screen_unsafe_above
+        _check("screen_threshold", 0.0 < self.screen_threshold < 1.0, "expected a number above 0 and below 1")
+        _check("screen_safe_below", 0.0 <= low <= self.screen_threshold, "expected 0 to screen_threshold")
+        _check("screen_unsafe_above", self.screen_threshold <= high <= 1.0, "expected screen_threshold to 1")
+        decides = low > 0.0 or high < 1.0
+        _check("screen", decides == (self.screen is not None), "goes with screen_safe_below or screen_unsafe_above")
+        _check("screen", self.screen is None or self.guard is not None, "needs guard, which it goes before")
+        _check("screen", self.screen is None or self.screen != self.guard, "is the guard itself")
+
+    @property
+    def screen_rules(self) -> ScreenRules | None:
+        """When an answer of the screen stands; None without one."""
+        if self.screen is None:
+            return None
+        return ScreenRules(self.screen_safe_below, self.screen_unsafe_above, self.screen_threshold)
 
     @property
     def engine(self) -> EngineSettings:

@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from guard.cascade import Screening
 from guard.cli.connection import add_connection_options, connect
 from guard.cli.messages import read_context, read_pieces, read_text
 from guard.cli.output import add_json_option, milliseconds, to_json
@@ -113,6 +114,8 @@ def _describe(result: Classification) -> str:
         lines.append(f"  note: entry {result.matched_entry} of the {_LISTS[result.decided_by]} of {result.policy.name}")
     if result.decided_by is DecidedBy.CACHE:
         lines.append("  note: the same was judged a short time ago")
+    if result.screening is Screening.DECIDED:
+        lines.append("  note: the server's screen was sure; its large guard was not asked")
     if result.action is Action.REPORT:
         lines.append(f"  note: the policy {result.policy.name} is in shadow mode: do not block")
     if result.view not in (ViewKind.RAW, None):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from google.protobuf.duration_pb2 import Duration
 
-from guard.client.convert_policy import PolicyFields, policy_message, read_action, read_decided_by
+from guard.client.convert_policy import PolicyFields, policy_message, read_action, read_decided_by, read_screening
 from guard.client.errors import GuardClientError, NoAnswerError, from_item_error
 from guard.client.known import known
 from guard.client.results import (
@@ -144,6 +144,7 @@ def read_classification(response: moderation_pb2.ClassifyResponse) -> Classifica
         context_messages_left_out=response.context_messages_left_out,
         usage=usage(response.usage),
         timings=timings(response.timings),
+        screening=read_screening(response.screening),
     )
 
 

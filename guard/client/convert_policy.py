@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from guard.cascade import Screening
 from guard.client.known import known
 from guard.client.results import PolicyInfo
 from guard.errors import InvalidInputError
@@ -24,6 +25,12 @@ _DECIDED_BY: Mapping[int, DecidedBy] = {
     moderation_pb2.DECIDED_BY_DENY_LIST: DecidedBy.DENY_LIST,
     moderation_pb2.DECIDED_BY_ALLOW_LIST: DecidedBy.ALLOW_LIST,
     moderation_pb2.DECIDED_BY_CACHE: DecidedBy.CACHE,
+}
+_SCREENINGS: Mapping[int, Screening] = {
+    moderation_pb2.SCREENING_UNSPECIFIED: Screening.NOT_ASKED,
+    moderation_pb2.SCREENING_DECIDED: Screening.DECIDED,
+    moderation_pb2.SCREENING_PASSED_ON: Screening.PASSED_ON,
+    moderation_pb2.SCREENING_FAILED: Screening.FAILED,
 }
 _POLICY_ACTIONS: Mapping[int, PolicyAction] = {
     moderation_pb2.POLICY_ACTION_BLOCK: PolicyAction.BLOCK,
@@ -79,3 +86,8 @@ def read_action(value: int) -> Action:
 def read_decided_by(value: int) -> DecidedBy | None:
     """None for a way that is newer than this client: the verdict holds all the same."""
     return _DECIDED_BY.get(value)
+
+
+def read_screening(value: int) -> Screening | None:
+    """None for an outcome that is newer than this client."""
+    return _SCREENINGS.get(value)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from guard.cascade import Screening
 from guard.conversation import Target
 from guard.normalize import ViewKind
 from guard.policy import CustomCategory, PolicyAction
@@ -55,7 +56,7 @@ class Classification:
     ``passes``, which is ``window`` of ``view``. ``view`` and ``decided_by`` are None when newer than this client.
 
     ``action`` is what the policy asks for: in shadow mode an unsafe text has REPORT. ``matched_entry`` is the name or
-    index of the entry when a list decided.
+    index of the entry when a list decided. ``screening`` says whether the server's screen judged; None when newer.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class Classification:
     context_messages_left_out: int
     usage: Usage
     timings: Timings
+    screening: Screening | None = Screening.NOT_ASKED
 
     @property
     def top_category(self) -> CategoryScore | None:

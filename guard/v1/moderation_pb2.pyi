@@ -57,6 +57,13 @@ class DecidedBy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DECIDED_BY_ALLOW_LIST: _ClassVar[DecidedBy]
     DECIDED_BY_CACHE: _ClassVar[DecidedBy]
 
+class Screening(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCREENING_UNSPECIFIED: _ClassVar[Screening]
+    SCREENING_DECIDED: _ClassVar[Screening]
+    SCREENING_PASSED_ON: _ClassVar[Screening]
+    SCREENING_FAILED: _ClassVar[Screening]
+
 class InputSignal(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     INPUT_SIGNAL_UNSPECIFIED: _ClassVar[InputSignal]
@@ -95,6 +102,10 @@ DECIDED_BY_MODEL: DecidedBy
 DECIDED_BY_DENY_LIST: DecidedBy
 DECIDED_BY_ALLOW_LIST: DecidedBy
 DECIDED_BY_CACHE: DecidedBy
+SCREENING_UNSPECIFIED: Screening
+SCREENING_DECIDED: Screening
+SCREENING_PASSED_ON: Screening
+SCREENING_FAILED: Screening
 INPUT_SIGNAL_UNSPECIFIED: InputSignal
 INPUT_SIGNAL_FORGED_DELIMITER: InputSignal
 TEXT_VIEW_UNSPECIFIED: TextView
@@ -225,7 +236,7 @@ class Timings(_message.Message):
     def __init__(self, queue: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., model: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., first_token: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., total: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals", "view", "window", "passes", "context_messages_left_out", "policy_name", "policy_digest", "action", "decided_by", "matched_entry")
+    __slots__ = ("request_id", "verdict", "unsafe_score", "categories", "model", "usage", "timings", "target", "mode", "signals", "view", "window", "passes", "context_messages_left_out", "policy_name", "policy_digest", "action", "decided_by", "matched_entry", "screening")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     UNSAFE_SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +256,7 @@ class ClassifyResponse(_message.Message):
     ACTION_FIELD_NUMBER: _ClassVar[int]
     DECIDED_BY_FIELD_NUMBER: _ClassVar[int]
     MATCHED_ENTRY_FIELD_NUMBER: _ClassVar[int]
+    SCREENING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     verdict: Verdict
     unsafe_score: float
@@ -264,7 +276,8 @@ class ClassifyResponse(_message.Message):
     action: Action
     decided_by: DecidedBy
     matched_entry: str
-    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., passes: _Optional[int] = ..., context_messages_left_out: _Optional[int] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., action: _Optional[_Union[Action, str]] = ..., decided_by: _Optional[_Union[DecidedBy, str]] = ..., matched_entry: _Optional[str] = ...) -> None: ...
+    screening: Screening
+    def __init__(self, request_id: _Optional[str] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., unsafe_score: _Optional[float] = ..., categories: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., model: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., target: _Optional[_Union[Target, str]] = ..., mode: _Optional[_Union[ClassificationMode, str]] = ..., signals: _Optional[_Iterable[_Union[InputSignal, str]]] = ..., view: _Optional[_Union[TextView, str]] = ..., window: _Optional[_Union[TextWindow, _Mapping]] = ..., passes: _Optional[int] = ..., context_messages_left_out: _Optional[int] = ..., policy_name: _Optional[str] = ..., policy_digest: _Optional[str] = ..., action: _Optional[_Union[Action, str]] = ..., decided_by: _Optional[_Union[DecidedBy, str]] = ..., matched_entry: _Optional[str] = ..., screening: _Optional[_Union[Screening, str]] = ...) -> None: ...
 
 class BatchClassifyRequest(_message.Message):
     __slots__ = ("request_id", "requests")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from guard.cascade import Screening
 from guard.errors import CancelledError, DeadlineError, GuardError
 from guard.generation import Generation
 from guard.tagger import Tagging
@@ -69,6 +70,11 @@ class CallObserver(Observer):
         this = call.current.get()
         line = self._audit.broken_off(streamed, self._method, this.caller, _reason(error, this), judgement, text)
         self._audit.note(line).add_done_callback(lambda written: self._recorded(written.result()))
+
+    def screened(self, screening: Screening, model: str, judgement: Judgement | None) -> None:
+        self._metrics.screened(self._task, screening, model, judgement)
+        if self.span is not None:
+            self.span.set({"guard.screening": screening.value})
 
     def generated(self, generation: Generation, model: str, submitted: float, first_token_s: float) -> None:
         self._model = model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 
+from guard.cascade import Screening
 from guard.errors import ModelOutputError
 from guard.generation import Generation
 from guard.tagger import Tagging
@@ -71,6 +72,10 @@ class Metrics:
             "guard_verdicts", "Verdicts; category is the most likely one that was flagged, none for safe texts",
             "task", "target", "verdict", "category", "action", "decided_by", "policy",
         )  # fmt: skip
+        self.screenings = self._counter(
+            "guard_screenings", "What came of the screen; verdict is its own when it decided", "task", "screening",
+            "verdict",
+        )  # fmt: skip
         self.refused = self._counter("guard_refused", "Calls and items of batches that ended with an error", "reason")
         self.unreadable = self._counter("guard_unreadable_outputs", "Answers of a model that could not be read", "task")
         self.caller_calls = self._counter("guard_caller_calls", "Calls of known callers", "caller", "grpc_status")
@@ -100,6 +105,13 @@ class Metrics:
             judged.applied.name,
         ).inc()
         self._add_tokens(judged.entry.name, judgement)
+
+    def screened(self, task: str, screening: Screening, model: str, judgement: Judgement | None) -> None:
+        """Count what came of the screen, and the tokens of a text that it passed on."""
+        decided = judgement is not None and screening is Screening.DECIDED
+        self.screenings.labels(task, screening.value, judgement.verdict.value if judgement and decided else "").inc()
+        if judgement is not None and not decided:
+            self._add_tokens(model, judgement)
 
     def generated(self, operation: str, model: str, generation: Generation, first_token_s: float) -> None:
         """Count a text; the times of one of which nothing was written say nothing."""

@@ -167,9 +167,9 @@ def test_a_string_is_one_user_message_and_no_policy_stays_unset(server: FakeServ
 def test_a_view_that_is_newer_than_this_client_does_not_cost_the_verdict(
     server: FakeServer, client: GuardClient
 ) -> None:
-    server.handlers["Classify"] = lambda request, context: judged(view=99, decided_by=99)
+    server.handlers["Classify"] = lambda request, context: judged(view=99, decided_by=99, screening=99)
     result = client.classify("hello")
-    assert (result.view, result.decided_by) == (None, None)
+    assert (result.view, result.decided_by, result.screening) == (None, None, None)
     assert result.verdict is Verdict.UNSAFE
 
 

@@ -108,6 +108,7 @@ def test_classify_json_is_stable(server: FakeServer, capsys: pytest.CaptureFixtu
             "accepted_tokens": 0,
         },
         "timings": {"queue_s": 0.0, "model_s": 0.0, "first_token_s": None, "total_s": 0.25},
+        "screening": "not_asked",
     }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,15 @@ def test_a_model_is_refused_beside_those_that_are_loaded(tmp_path: Path) -> None
         memory.check_with([guard.manifest], instruct.directory)
     assert instruct.manifest.name in str(caught.value)
     memory.check_with([], instruct.directory)  # in its place, it fits
+
+
+def test_a_screen_is_part_of_the_plan(tmp_path: Path) -> None:
+    guard, small = write_bundle(tmp_path / "guard", "guard"), write_bundle(tmp_path / "small", "guard")
+    one = Settings(guard=guard.directory, kv_cache_mib=64)
+    two = replace(one, screen=small.directory, screen_safe_below=0.1)
+    assert [len(MemoryPlan(settings, 1 << 40).plan.models) for settings in (one, two)] == [1, 2]
+    with pytest.raises(MemoryPlanError):
+        MemoryPlan(two, MemoryPlan(one, 1 << 40).plan.total)
 
 
 def test_the_server_does_not_start_without_the_memory(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from guard.address import is_local
+from guard.cascade import ScreenRules
 from server.errors import SettingsError
 from server.settings import Settings
 from server.settings_sources import load_settings
@@ -29,8 +30,39 @@ def test_every_setting_can_come_from_a_variable(field: dataclasses.Field[Any]) -
     default = getattr(Settings(**GUARD), field.name)
     wanted = Path("models") if default is None or isinstance(default, Path) else default
     needed = {"GUARD_INSTRUCT": "i", "GUARD_MODEL_DIRECTORY": "m", "GUARD_TLS_CERT": "c", "GUARD_TLS_KEY": "k"}
+    needed |= {
+        "GUARD_GUARD": "g",
+        "GUARD_SCREEN": "s",
+        "GUARD_SCREEN_SAFE_BELOW": "0.1",
+        "GUARD_SCREEN_UNSAFE_ABOVE": "0.9",
+    }
     environment = needed | {f"GUARD_{field.name.upper()}": str(wanted)}
     assert getattr(load_settings({}, environment), field.name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"screen": Path("s")}, "screen"),  # it would answer nothing
+        ({"screen_safe_below": 0.1}, "screen"),
+        ({"screen": Path("g"), "screen_safe_below": 0.1}, "screen"),
+        ({"screen": Path("s"), "screen_safe_below": 0.1, "guard": None, "instruct": Path("i")}, "screen"),
+        ({"screen": Path("s"), "screen_safe_below": 0.6}, "screen_safe_below"),
+        ({"screen": Path("s"), "screen_safe_below": float("nan")}, "screen_safe_below"),
+        ({"screen": Path("s"), "screen_unsafe_above": 0.4}, "screen_unsafe_above"),
+        ({"screen": Path("s"), "screen_unsafe_above": 1.1}, "screen_unsafe_above"),
+        ({"screen_threshold": 1.0}, "screen_threshold"),
+    ],
+)
+def test_a_screen_needs_thresholds_in_order_and_a_guard(values: dict[str, Any], name: str) -> None:
+    with pytest.raises(SettingsError, match=rf"^{name}\b"):
+        Settings(**(GUARD | values))
+
+
+def test_there_is_no_screen_unless_it_is_asked_for() -> None:
+    assert Settings(**GUARD).screen_rules is None
+    rules = Settings(**GUARD, screen=Path("s"), screen_safe_below=0.1, screen_threshold=0.4).screen_rules
+    assert rules == ScreenRules(0.1, 1.0, 0.4)
 
 
 def test_an_empty_file_is_no_settings(tmp_path: Path) -> None:
