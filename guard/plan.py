@@ -4,7 +4,8 @@ The constants were measured on Linux x86-64 with ONNX Runtime 1.31 (docs/decisio
 needs follows from its manifest. Memory of files that is only looked up (embedding tables, libraries) can be dropped and
 read again by the system, so it is told apart and not part of what must fit. Weights that were packed for this machine
 are mapped from their file and can be dropped as well, but every request reads all of them: a server that has no room
-for them stays alive and reads them from the disk again and again. They are part of what must fit, and told apart.
+for them stays alive and reads them from the disk again and again. They are part of what must fit, and told apart; only
+what a busy server has and an idle one has not (waiting requests, kept prefixes, KV caches) may push them out meanwhile.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _STEP_BYTES = 56 * MIB
 _BLOCKS_FACTOR = 1.05
 #: The least KV cache that is of any use: one window of a guard with its prompt and answer, or a short answer.
 MIN_KV_TOKENS = 1536
+#: Where memory is short a prompt is computed in smaller chunks: the engine's, half, and a quarter of it.
+_CHUNKS = (1, 2, 4)
 #: The share of the limit that is planned for where the plan chooses: the system wants some for files and sockets.
 _USABLE = 0.95
 #: What a KV cache is given where nothing else is said, at most.
@@ -76,16 +79,25 @@ class ModelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of a whole server: the process itself, the requests that wait, and each model."""
+    """Bytes of a whole server: the process itself, the requests that wait, and each model, which computes at most
+    ``prefill_chunk`` tokens of a prompt at once.
+    """
 
     process: int
     requests: int
     models: tuple[ModelPlan, ...]
+    prefill_chunk: int
 
     @property
     def total(self) -> int:
-        """All that must fit."""
+        """All that a busy server has in memory."""
         return self.process + self.requests + sum(model.total for model in self.models)
+
+    @property
+    def needed(self) -> int:
+        """What must fit: ``total``, but for mapped weights that a busy server may push out for a while."""
+        while_busy = self.requests + sum(model.prefixes + model.kv for model in self.models)
+        return self.total - min(self.file_backed, while_busy)
 
     @property
     def file_backed(self) -> int:
@@ -99,11 +111,11 @@ class Plan:
 
     def check(self, limit: int) -> None:
         """Raises MemoryPlanError, with the arithmetic, when ``limit`` bytes do not hold the plan."""
-        if self.total > limit:
-            raise MemoryPlanError(f"{_mib(self.total)} are needed and {_mib(limit)} are there: {self.arithmetic()}")
+        if self.needed > limit:
+            raise MemoryPlanError(f"{_mib(self.needed)} are needed and {_mib(limit)} are there: {self.arithmetic()}")
 
     def arithmetic(self) -> str:
-        """The sum in one line."""
+        """The sum of ``total`` in one line."""
         parts = [f"process {_mib(self.process)}", f"waiting requests {_mib(self.requests)}"]
         for model in self.models:
             parts.append(
@@ -121,10 +133,22 @@ def plan_server(
     """The plan of a server with these models, each with an engine of ``settings`` (but for its KV cache).
 
     ``request_bytes`` may wait for admission. ``kv_bytes`` is each model's KV cache; 0 takes what ``limit`` leaves, in
-    equal parts, up to MAX_AUTOMATIC_KV_BYTES and no less than MIN_KV_TOKENS tokens of any model.
+    equal parts, up to MAX_AUTOMATIC_KV_BYTES and no less than MIN_KV_TOKENS tokens of any model. Prompts are computed in
+    the engine's chunks where they fit, else in smaller ones.
     """
+    for parts in _CHUNKS:
+        engine = replace(settings, prefill_chunk=settings.prefill_chunk // parts)
+        plan = _with_chunks(manifests, engine, request_bytes, kv_bytes, limit)
+        if plan.needed <= limit:
+            break
+    return plan
+
+
+def _with_chunks(
+    manifests: Sequence[Manifest], settings: EngineSettings, request_bytes: int, kv_bytes: int, limit: int
+) -> Plan:
     models = tuple(_without_kv(manifest, settings) for manifest in manifests)
-    fixed = Plan(PROCESS_BYTES, request_bytes, models)
+    fixed = Plan(PROCESS_BYTES, request_bytes, models, settings.prefill_chunk)
     if not kv_bytes:
         left = (int(_USABLE * limit) - fixed.total) // max(1, len(models))
         least = max((MIN_KV_TOKENS * model.kv_per_token for model in models), default=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import time
 from collections import ChainMap
@@ -26,8 +27,9 @@ from guard.engine.settings import EngineSettings
 from guard.errors import BundleError, GuardError
 from guard.policies import PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
-from server import log, start
+from server import channel, log, start
 from server.auth.authenticator import Authenticator
+from server.auth.permissions import EXT_PROC
 from server.auth.quota import Quotas
 from server.drain import StopRequest, drain
 from server.errors import SettingsError
@@ -45,6 +47,7 @@ from server.limits import Gate, Limits
 from server.memory import MemoryPlan
 from server.models import ModelService
 from server.moderation import ModerationService
+from server.openai_http.assembly import http_server
 from server.policies import check_policies, load_policies
 from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
@@ -101,6 +104,8 @@ class App:
             service: Gate(Limits(settings.max_requests, settings.max_queued_bytes))
             for service in (MODERATION, GENERATION)
         }
+        if settings.ext_proc:
+            self.gates[EXT_PROC] = Gate(Limits(settings.max_requests, settings.max_queued_bytes))
         self.address = settings.address
         self.telemetry = Telemetry(settings.telemetry, settings.audit, self.gates, tracing)
         self._submitter = Submitter()
@@ -121,6 +126,9 @@ class App:
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         self.telemetry.start()
         await self._server.start()
+        if self.http is not None:
+            await self.http.start()
+            log.event(logging.INFO, "listening_http", address=self.http.address, tls=self._credentials is not None)
         self._watchdog = asyncio.create_task(Watchdog(self.registry, self.settings.step_timeout_s).run())
         if self.authenticator is not None:
             self._watching = asyncio.create_task(self.authenticator.watch())
@@ -156,7 +164,8 @@ class App:
     async def stop(self, request: StopRequest) -> None:
         """Drain and free everything. Whoever is still served when it is broken has a few seconds at most."""
         grace_s = min(self.settings.grace_s, BROKEN_GRACE_S) if self.broken else self.settings.grace_s
-        await drain(self._server, self.health, request, self.settings.drain_delay_s, grace_s)
+        servers = [self._server] if self.http is None else [self._server, self.http]
+        await drain(servers, self.health, request, self.settings.drain_delay_s, grace_s)
         if self._watchdog is not None and not self.broken:
             self._watchdog.cancel()
         await self.registry.close()
@@ -171,27 +180,33 @@ class App:
     def _build(self) -> grpc.aio.Server:
         settings = self.settings
         auth = [] if self.authenticator is None else [AuthInterceptor(self.authenticator, settings.share_caches)]
+        interceptors = [
+            AccessLogInterceptor(settings.access_log),
+            TelemetryInterceptor(self.telemetry),
+            ErrorInterceptor(),
+            DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
+            *auth,
+            AdmissionInterceptor(self.gates, Quotas()),
+            DecodeInterceptor(),
+        ]
         server = grpc.aio.server(
-            interceptors=[
-                AccessLogInterceptor(settings.access_log),
-                TelemetryInterceptor(self.telemetry),
-                ErrorInterceptor(),
-                DeadlineInterceptor(settings.default_deadline_s, settings.max_deadline_s),
-                *auth,
-                AdmissionInterceptor(self.gates, Quotas()),
-                DecodeInterceptor(),
-            ],
-            options=_channel_options(settings),
+            interceptors=interceptors,
+            options=channel.options(settings.max_message_bytes),
         )
         moderation = ModerationService(self.registry, self._submitter, self.policies, settings)
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
         generation = GenerationService(self.registry, self._submitter, self.policies, settings)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.registry, settings), server)
+        models = ModelService(self.registry, settings)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        if settings.ext_proc:
+            _serve_envoy(server, self.registry, self._submitter, self.policies, settings)
         if settings.reflection:
             services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
+        served = (moderation, generation, models)
+        self.http = http_server(settings.http, interceptors, served, self.health, self.telemetry, self.policies)
         return server
 
     def _timed(self, loader: Loader) -> Loader:
@@ -257,7 +272,7 @@ def run(settings: Settings) -> int:
     """
     start.begin(settings)
     memory = MemoryPlan(settings, available_memory())
-    log.event(logging.INFO, "memory_plan", bytes=memory.plan.total, limit=memory.limit, sum=memory.plan.arithmetic())
+    log.event(logging.INFO, "memory_plan", bytes=memory.plan.needed, limit=memory.limit, sum=memory.plan.arithmetic())
     key = None if settings.bundle_key is None else BundleKey.read(settings.bundle_key, "bundle_key")
     return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
 
@@ -285,14 +300,12 @@ def _prepared(loader: Loader, policies: PolicyBook, options: Settings) -> Loader
     return load
 
 
-def _channel_options(settings: Settings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),  # after decompression
-        ("grpc.max_metadata_size", 8 << 10),
-        ("grpc.absolute_max_metadata_size", 16 << 10),
-        ("grpc.so_reuseport", 0),  # a second server on the same port fails instead of sharing it in silence
-        # A caller whose machine vanished is noticed, and its compute stopped, within a minute and a half.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ]
+def _serve_envoy(
+    server: grpc.aio.Server, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings
+) -> None:
+    """Serve the moderation sidecar. Raises SettingsError without Envoy's protos."""
+    if importlib.util.find_spec("envoy") is None:
+        raise SettingsError("ext_proc", "needs Envoy's protos: pip install 'guardlet[envoy]'")
+    from server.ext_proc.service import ExternalProcessor, add_to
+
+    add_to(server, ExternalProcessor(registry, submitter, policies, settings))

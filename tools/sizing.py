@@ -50,7 +50,7 @@ def manifest(name: str) -> Manifest:
 
 def plan(manifests: Sequence[Manifest], kv_bytes: int) -> Plan:
     """The plan with default settings but for the KV cache."""
-    return plan_server(manifests, EngineSettings(), _REQUEST_BYTES, kv_bytes, limit=0)
+    return plan_server(manifests, EngineSettings(), _REQUEST_BYTES, kv_bytes, limit=1 << 62)
 
 
 def recommended(manifests: Sequence[Manifest], kv_bytes: int) -> int:

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     manifests = [read_manifest(bundle) for bundle in args.bundles]
     plan = plan_server(manifests, EngineSettings(), _REQUEST_BYTES, args.kv_cache_mib * MIB, limit)
     threads = available_cpus() if args.cpus is None else max(1, -int(-args.cpus // 1))
-    fits = plan.total <= limit
+    fits = plan.needed <= limit
     if args.json:
         print(json.dumps(_as_json(plan, limit, threads)))
     else:
@@ -70,7 +70,7 @@ def _as_json(plan: Plan, limit: int, threads: int) -> dict[str, Any]:
         for model in plan.models
     ]
     shares = {"anonymous": plan.total - plan.file_backed, "file_backed": plan.file_backed}
-    totals = {"total": plan.total, **shares, "mapped": plan.mapped, "limit": limit, "fits": plan.total <= limit}
+    totals = {"total": plan.total, "needed": plan.needed, **shares, "mapped": plan.mapped, "limit": limit, "fits": plan.needed <= limit}
     return {**asdict(plan), "models": models, **totals, "threads": threads}
 
 
@@ -82,18 +82,20 @@ def _lines(plan: Plan, limit: int, threads: int) -> list[str]:
             f"{model.name} ({model.task}, {model.quantization})",
             _line("  weights", model.weights, _where(model)),
             _line("  tokenizer", model.tokenizer, ""),
-            _line("  working memory", model.workspace, "of one chunk of a prompt"),
+            _line("  working memory", model.workspace, f"of {plan.prefill_chunk} tokens of a prompt at once"),
             _line("  kept prefixes", model.prefixes, "beginnings of prompts, for the next ones"),
             _line("  KV cache", model.kv, f"{model.kv_tokens} tokens x {model.kv_per_token} bytes: {_streams(model)}"
                   f" streams of {_STREAM_TOKENS[model.task]}"),
         ]  # fmt: skip
-    lines.append(_line("= needed", plan.total, f"of {limit / MIB:.0f} MiB: " + ("fits" if plan.total <= limit else
-                       f"{(plan.total - limit) / MIB:.0f} MiB too much")))  # fmt: skip
     if plan.file_backed:
-        lines.append(_line("  anonymous of that", plan.total - plan.file_backed, "less than this and it is killed"))
-        lines.append(
-            _line("  in the page cache", plan.file_backed, "less than this and every request waits for the disk")
-        )
+        lines += [
+            _line("= when busy", plan.total, "all of it at once"),
+            _line("  anonymous of that", plan.total - plan.file_backed, "less than this and it is killed"),
+            _line("  in the page cache", plan.file_backed, "less than this and every request waits for the disk"),
+            _line("- while busy", plan.total - plan.needed, "of mapped weights may be pushed out, and come back"),
+        ]
+    lines.append(_line("= needed", plan.needed, f"of {limit / MIB:.0f} MiB: " + ("fits" if plan.needed <= limit else
+                       f"{(plan.needed - limit) / MIB:.0f} MiB too much")))  # fmt: skip
     lines.append(_line("+ may be dropped", plan.mapped, "embedding tables, read from the file when needed"))
     lines.append(f"threads {threads}")
     return lines

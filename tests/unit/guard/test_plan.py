@@ -85,9 +85,29 @@ def test_weights_packed_for_this_machine_are_pages_of_a_file_and_must_still_fit(
     assert model.weights + model.mapped == (191 - 80) * MIB
     assert here.file_backed == model.file_backed == model.weights
     assert "in the page cache" in here.arithmetic()
-    here.check(here.total)
+    here.check(here.needed)
     with pytest.raises(MemoryPlanError):
-        here.check(here.total - 1)
+        here.check(here.needed - 1)
+
+
+def test_only_what_an_idle_server_has_not_may_push_out_mapped_weights(manifest: Manifest) -> None:
+    small = Packed(onnxruntime.__version__, instruction_sets(), 90 * MIB, 1, replaced=80 * MIB)
+    plan = planned([replace(manifest, packed=small)], 4096 * MIB, kv_bytes=10 * MIB)
+    assert plan.total - plan.needed == plan.file_backed == 21 * MIB - plan.models[0].mapped  # less than 32 + 64 + 10 MiB
+    files = {**manifest.files, "model.onnx.data": FileRecord("0" * 64, 500 * MIB)}
+    large = planned([replace(manifest, files=files, packed=small)], 4096 * MIB, kv_bytes=10 * MIB)
+    assert large.total - large.needed == (32 + 64 + 10) * MIB < large.file_backed
+    assert planned([manifest], 4096 * MIB).needed == planned([manifest], 4096 * MIB).total
+
+
+def test_prompts_are_computed_in_smaller_chunks_where_memory_is_short(manifest: Manifest) -> None:
+    wide = replace(manifest, shape=replace(manifest.shape, intermediate_size=20_000))
+    roomy = planned([wide], 64 << 30, kv_bytes=MIB)
+    assert roomy.prefill_chunk == ENGINE.prefill_chunk
+    short = planned([wide], roomy.needed - 1, kv_bytes=MIB)
+    assert short.prefill_chunk == ENGINE.prefill_chunk // 2
+    assert short.needed < roomy.needed
+    assert planned([wide], 1, kv_bytes=MIB).prefill_chunk == ENGINE.prefill_chunk // 4
 
 
 @pytest.mark.parametrize("change", [{"onnxruntime": "0.1"}, {"instructions": ("x86_64", "mmx")}])
