@@ -133,8 +133,8 @@ def plan_server(
     """The plan of a server with these models, each with an engine of ``settings`` (but for its KV cache).
 
     ``request_bytes`` may wait for admission. ``kv_bytes`` is each model's KV cache; 0 takes what ``limit`` leaves, in
-    equal parts, up to MAX_AUTOMATIC_KV_BYTES and no less than MIN_KV_TOKENS tokens of any model. Prompts are computed in
-    the engine's chunks where they fit, else in smaller ones.
+    equal parts, up to MAX_AUTOMATIC_KV_BYTES and no less than MIN_KV_TOKENS tokens of any model. Prompts are computed
+    in the engine's chunks where they fit, else in smaller ones.
     """
     for parts in _CHUNKS:
         engine = replace(settings, prefill_chunk=settings.prefill_chunk // parts)

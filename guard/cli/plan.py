@@ -70,7 +70,14 @@ def _as_json(plan: Plan, limit: int, threads: int) -> dict[str, Any]:
         for model in plan.models
     ]
     shares = {"anonymous": plan.total - plan.file_backed, "file_backed": plan.file_backed}
-    totals = {"total": plan.total, "needed": plan.needed, **shares, "mapped": plan.mapped, "limit": limit, "fits": plan.needed <= limit}
+    totals = {
+        "total": plan.total,
+        "needed": plan.needed,
+        **shares,
+        "mapped": plan.mapped,
+        "limit": limit,
+        "fits": plan.needed <= limit,
+    }
     return {**asdict(plan), "models": models, **totals, "threads": threads}
 
 

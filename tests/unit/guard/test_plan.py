@@ -93,7 +93,7 @@ def test_weights_packed_for_this_machine_are_pages_of_a_file_and_must_still_fit(
 def test_only_what_an_idle_server_has_not_may_push_out_mapped_weights(manifest: Manifest) -> None:
     small = Packed(onnxruntime.__version__, instruction_sets(), 90 * MIB, 1, replaced=80 * MIB)
     plan = planned([replace(manifest, packed=small)], 4096 * MIB, kv_bytes=10 * MIB)
-    assert plan.total - plan.needed == plan.file_backed == 21 * MIB - plan.models[0].mapped  # less than 32 + 64 + 10 MiB
+    assert plan.total - plan.needed == plan.file_backed < (32 + 64 + 10) * MIB
     files = {**manifest.files, "model.onnx.data": FileRecord("0" * 64, 500 * MIB)}
     large = planned([replace(manifest, files=files, packed=small)], 4096 * MIB, kv_bytes=10 * MIB)
     assert large.total - large.needed == (32 + 64 + 10) * MIB < large.file_backed
