@@ -41,6 +41,7 @@ COMMANDS = {
     "generate": Command("guard.cli.generate", "client", "let the instruct model answer"),
     "tag": Command("guard.cli.tag", "client", "choose a label for a text"),
     "eval": Command("guard.cli.eval", "eval", "measure a guard on labelled rows"),
+    "screen": Command("guard.cli.screen", "eval", "choose the thresholds of a small guard before a large one"),
     "health": Command("guard.cli.health", "client", "ask a server whether it serves"),
     "policies": Command("server.cli_policies", "server", "check a file of policies, and show what each comes to"),
     "keys": Command("server.cli_keys", "server", "make an API key for a caller, or check the file of callers"),
