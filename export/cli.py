@@ -13,10 +13,9 @@ from pathlib import Path
 
 from export.pipeline import ExportRequest, export_model
 from export.progress import ProgressLines
+from export.quantize.profile import PROFILES, PURPOSES
 from guard.bundle.manifest import Manifest
 from guard.cli.output import add_json_option, megabytes
-
-QUANTIZATIONS = ("int8", "int4", "none")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +23,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, .gguf file, or hub id")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle")
     parser.add_argument("--task", choices=("guard", "instruct"), default="guard", help="what it does (%(default)s)")
-    parser.add_argument(
-        "--quantization", choices=QUANTIZATIONS, help="how weights are stored (int8; with optimum: none)"
+    stored = parser.add_mutually_exclusive_group()
+    stored.add_argument(
+        "--profile",
+        choices=PURPOSES,
+        help="what matters most: " + ", ".join(f"{purpose} ({name})" for purpose, name in PURPOSES.items()),
     )
+    stored.add_argument("--quantization", choices=PROFILES, help="how weights are stored (int8; with optimum: none)")
     parser.add_argument("--adapter", type=Path, metavar="PATH", help="merge a LoRA adapter or a guard head")
     parser.add_argument(
         "--exporter",
@@ -41,6 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--max-kl", type=float, metavar="NATS", help="refuse a larger distance from the float32 reference"
     )
     parser.add_argument("--no-parity", action="store_true", help="do not compare with the float32 reference")
+    parser.add_argument(
+        "--no-calibration", action="store_true", help="round to 4 bits without running texts: sooner, less accurate"
+    )
     parser.add_argument(
         "--packed",
         action="store_true",
@@ -57,12 +63,13 @@ def run(args: argparse.Namespace) -> int:
         source=args.source,
         out=args.out,
         task=args.task,
-        quantization=args.quantization or ("none" if args.exporter == "optimum" else "int8"),
+        quantization=_quantization(args),
         adapter=args.adapter,
         exporter=args.exporter,
         name=args.name,
         overwrite=args.overwrite,
         parity=not args.no_parity,
+        calibrate=not args.no_calibration,
         max_kl=args.max_kl,
         packed=args.packed,
         sign=args.sign,
@@ -75,6 +82,13 @@ def run(args: argparse.Namespace) -> int:
         manifest = export_model(request, progress.show)
     print(_describe(args.out, manifest))
     return 0
+
+
+def _quantization(args: argparse.Namespace) -> str:
+    if args.profile:
+        return PURPOSES[args.profile]
+    chosen: str | None = args.quantization
+    return chosen or ("none" if args.exporter == "optimum" else "int8")
 
 
 def _describe(out: Path, manifest: Manifest) -> str:

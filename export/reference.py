@@ -7,6 +7,7 @@ checkpoint needs the memory of one layer.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -30,18 +31,46 @@ def reference_logits(
 
     ``prompts`` are token ids without padding; ``head_token_ids`` limits the logits to those tokens, in that order.
     """
-    x = np.concatenate([_embed(tensors, prompt) for prompt in prompts])
-    ends = np.cumsum([len(prompt) for prompt in prompts])
-    spans = [slice(end - len(prompt), end) for prompt, end in zip(prompts, ends, strict=True)]
-    cosines, sines = rope_tables(spec, max(len(prompt) for prompt in prompts))
-    for layer in range(spec.layers):
-        weights = _LayerWeights(tensors, f"model.layers.{layer}.")
-        normalized = _rms_norm(x, weights["input_layernorm"], spec.rms_norm_eps)
-        x = x + _attention(spec, weights, normalized, spans, cosines, sines)
-        x = x + _mlp(weights, _rms_norm(x, weights["post_attention_layernorm"], spec.rms_norm_eps))
+    spans = _spans(prompts)
+    embedded = np.concatenate([_embed(tensors, prompt) for prompt in prompts])
+    [(_, x)] = deque(_layers(spec, tensors, embedded, spans), maxlen=1)
     norm = tensors.read("model.norm.weight")
     picked = [_rms_norm(x[span][list(rows)], norm, spec.rms_norm_eps) for span, rows in zip(spans, wanted, strict=True)]
     return _head(spec, tensors, picked, head_token_ids)
+
+
+def linear_inputs(
+    spec: ModelSpec, tensors: TensorSource, prompts: Sequence[Sequence[int]]
+) -> Iterator[dict[str, Float32]]:
+    """Yields what enters the linears of each layer in turn, float32 [tokens of all prompts, channels].
+
+    The keys are ``q_proj`` (whose input ``k_proj`` and ``v_proj`` share), ``o_proj``, ``gate_proj`` (and ``up_proj``)
+    and ``down_proj``.
+    """
+    x = np.concatenate([_embed(tensors, prompt) for prompt in prompts])
+    for inputs, _ in _layers(spec, tensors, x, _spans(prompts)):
+        yield inputs
+
+
+def _spans(prompts: Sequence[Sequence[int]]) -> list[slice]:
+    ends = np.cumsum([len(prompt) for prompt in prompts])
+    return [slice(end - len(prompt), end) for prompt, end in zip(prompts, ends, strict=True)]
+
+
+def _layers(
+    spec: ModelSpec, tensors: TensorSource, x: Float32, spans: Sequence[slice]
+) -> Iterator[tuple[dict[str, Float32], Float32]]:
+    """Yields each layer's inputs of linears and the residual stream after it."""
+    cosines, sines = rope_tables(spec, max(span.stop - span.start for span in spans))
+    for layer in range(spec.layers):
+        weights, inputs = _LayerWeights(tensors, f"model.layers.{layer}."), dict[str, Float32]()
+        inputs["q_proj"] = _rms_norm(x, weights["input_layernorm"], spec.rms_norm_eps)
+        inputs["o_proj"] = _attention(spec, weights, inputs["q_proj"], spans, cosines, sines)
+        x = x + inputs["o_proj"] @ weights["self_attn.o_proj"].T
+        inputs["gate_proj"] = _rms_norm(x, weights["post_attention_layernorm"], spec.rms_norm_eps)
+        inputs["down_proj"] = _mlp(weights, inputs["gate_proj"])
+        x = x + inputs["down_proj"] @ weights["mlp.down_proj"].T
+        yield inputs, x
 
 
 class _LayerWeights:
@@ -72,13 +101,12 @@ def _rms_norm(x: Float32, weight: Float32, epsilon: float) -> Float32:
 def _attention(
     spec: ModelSpec, weights: _LayerWeights, x: Float32, spans: Sequence[slice], cosines: Float32, sines: Float32
 ) -> Float32:
-    """The linears take the tokens of all prompts together; attention is within each span."""
+    """The input of o_proj. Linears take the tokens of all prompts together; attention is within each span."""
     queries = x @ weights["self_attn.q_proj"].T
     keys = x @ weights["self_attn.k_proj"].T
     values = x @ weights["self_attn.v_proj"].T
     attended = [_attend(spec, queries[span], keys[span], values[span], cosines, sines) for span in spans]
-    output: Float32 = np.concatenate(attended) @ weights["self_attn.o_proj"].T
-    return output
+    return np.concatenate(attended)
 
 
 def _attend(spec: ModelSpec, q: Float32, k: Float32, v: Float32, cosines: Float32, sines: Float32) -> Float32:
@@ -114,12 +142,13 @@ def _softmax(scores: Float32) -> Float32:
 
 
 def _mlp(weights: _LayerWeights, x: Float32) -> Float32:
+    """The input of down_proj."""
     gate = x @ weights["mlp.gate_proj"].T
     up = x @ weights["mlp.up_proj"].T
     with np.errstate(over="ignore"):  # exp of a very negative gate is infinite, and SiLU then rightly 0
         silu = gate / (1 + np.exp(-gate))
-    output: Float32 = (silu * up) @ weights["mlp.down_proj"].T
-    return output
+    hidden: Float32 = silu * up
+    return hidden
 
 
 def _head(

@@ -11,12 +11,13 @@ from export.checkpoint.model import TensorSource
 from export.graph.linears import Activation, Linears
 from export.graph.rope import rope_tables
 from export.graph.writer import MICROSOFT, GraphWriter
+from export.quantize.calibration import Calibration
 from export.quantize.profile import Profile
 from export.quantize.weights import Weights
 from export.spec import ModelSpec
 
 #: Version of the graph's construction, in the model's ``producer_version``.
-GRAPH_VERSION = "1"
+GRAPH_VERSION = "2"
 
 Progress = Callable[[float], None]
 
@@ -28,26 +29,35 @@ def build_graph(
     directory: Path,
     head_token_ids: Sequence[int] | None = None,
     progress: Progress = lambda fraction: None,
+    calibration: Calibration | None = None,
 ) -> str:
     """Write ``model.onnx`` and ``model.onnx.data`` into ``directory``; returns the description of the rotation.
 
     ``head_token_ids`` keeps only those rows of the LM head, in that order, in float32. ``progress`` gets 0..1.
+    ``calibration`` makes 4-bit linears more accurate.
     Raises UnsupportedError when a matrix does not suit the profile's block size.
     """
     with GraphWriter(directory) as graph:
-        builder = _LlamaBuilder(graph, spec, tensors, profile)
+        builder = _LlamaBuilder(graph, spec, Weights(spec, tensors, profile), profile, calibration)
         builder.build(head_token_ids, progress)
         graph.save(GRAPH_VERSION)
         return str(builder.weights)
 
 
 class _LlamaBuilder:
-    def __init__(self, graph: GraphWriter, spec: ModelSpec, tensors: TensorSource, profile: Profile) -> None:
+    def __init__(
+        self,
+        graph: GraphWriter,
+        spec: ModelSpec,
+        weights: Weights,
+        profile: Profile,
+        calibration: Calibration | None,
+    ) -> None:
         self.graph = graph
         self.spec = spec
         self.profile = profile
-        self.weights = Weights(spec, tensors, profile)
-        self.linears = Linears(graph, self.weights, profile.largest_block)
+        self.weights = weights
+        self.linears = Linears(graph, weights, profile.largest_block, calibration)
 
     def build(self, head_token_ids: Sequence[int] | None, progress: Progress) -> None:
         spec, graph = self.spec, self.graph
@@ -71,6 +81,7 @@ class _LlamaBuilder:
                 # After the last attention only the wanted positions matter: the rest of the model skips all others.
                 attended = graph.node("GatherND", [attended, wanted], "wanted.attended", batch_dims=1)
                 residual = graph.node("GatherND", [residual, wanted], "wanted.residual", batch_dims=1)
+                self.linears.tokens = "wanted"
             projected = self._linear(f"{name}.o_proj", self.linears.activation(attended), layer, ["o_proj"])
             norm = f"model.layers.{layer}.post_attention_layernorm.weight"
             x, residual = self._skip_norm(f"{name}.mlp", projected, residual, norm)

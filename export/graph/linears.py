@@ -11,6 +11,8 @@ from onnx import TensorProto
 
 from export.checkpoint.model import Float32
 from export.graph.writer import MICROSOFT, GraphWriter, Slot
+from export.quantize.calibration import Calibration
+from export.quantize.compensation import quantize_blocks_compensated
 from export.quantize.formats import (
     SECOND_PLANE,
     block_size,
@@ -46,11 +48,16 @@ class Activation:
 class Linears:
     """Builds linears on ``graph`` from ``weights``."""
 
-    def __init__(self, graph: GraphWriter, weights: Weights, largest_block: int) -> None:
+    def __init__(
+        self, graph: GraphWriter, weights: Weights, largest_block: int, calibration: Calibration | None
+    ) -> None:
         self._graph = graph
+        self._calibration = calibration
         self._weights = weights
         self._largest_block = largest_block
         self._quantized: set[str] = set()
+        #: What the sequence axis of activations is called from here on; other tokens need other zero points.
+        self.tokens = "sequence"
 
     def activation(self, value: str, unscaled_by: str | None = None) -> Activation:
         """Wrap ``value``; ``unscaled_by`` names a factor per token [batch, sequence, 1] that it still lacks."""
@@ -100,13 +107,14 @@ class Linears:
             rows = self._graph.node("Gather", [self._float_weight(name, [matrix], np.float16), ids], f"{name}.rows")
             return self._graph.node("Cast", [rows], f"{name}.output", to=TensorProto.FLOAT)
         block = self._block(name, matrix)
-        codes, scales = self._block_weight(name, [matrix], bits=8, block=block, flat=True)
+        bits = 8 if form == "int8_blocks" else 4
+        codes, scales = self._block_weight(name, [matrix], bits=bits, block=block, flat=True)
         return self._graph.node(
             "GatherBlockQuantized",
             [codes, ids, scales],
             f"{name}.output",
             domain=MICROSOFT,
-            bits=8,
+            bits=bits,
             block_size=block,
             gather_axis=0,
             quantize_axis=1,
@@ -129,7 +137,7 @@ class Linears:
             integers, piece_scales = quantize_rows(piece)
             weight.write_columns(start, integers.T)
             scales.write_rows(start, piece_scales[:, None])
-        self._quantize_tokens(x)
+        self._quantize_tokens(x, self._shape(matrices)[1])
         product = self._row_product(name, x.codes)
         return self._graph.node("Mul", [product, x.scale], f"{name}.output") if scaled else product
 
@@ -142,7 +150,7 @@ class Linears:
             second.write_columns(start, rest.T)
             first_scales.write_rows(start, piece_scales[:, None])
             second_scales.write_rows(start, piece_scales[:, None] / np.float32(SECOND_PLANE))
-        self._quantize_tokens(x)
+        self._quantize_tokens(x, self._shape(matrices)[1])
         products = [self._row_product(f"{name}.{plane}", x.codes) for plane in ("first", "second")]
         total = self._graph.node("Add", products, f"{name}.product")
         return self._graph.node("Mul", [total, x.scale], f"{name}.output")
@@ -175,7 +183,7 @@ class Linears:
                 weight.write_columns(start, integers.T)
                 scales.write_rows(start, piece_scales[:, None])
         grouped = self._reshape(x.value, f"{x.value}.grouped", [0, 0, groups, size])
-        self._quantize(grouped, f"{grouped}.codes", f"{grouped}.scale")
+        self._quantize(grouped, size, f"{grouped}.codes", f"{grouped}.scale")
         codes = self._reshape(f"{grouped}.codes", x.codes, [0, 0, columns])
         scales_per_token = self._reshape(f"{grouped}.scale", f"{grouped}.scales", [0, 0, groups])
         if x.unscaled_by:
@@ -184,41 +192,55 @@ class Linears:
         scale_names = [f"{name}.{group}.scale" for group in range(groups)]
         graph.node("Split", [codes], code_names, axis=-1, num_outputs=groups)
         graph.node("Split", [scales_per_token], scale_names, axis=-1, num_outputs=groups)
-        terms = []
+        total = ""
         for group in range(groups):
             product = self._row_product(f"{name}.{group}", code_names[group])
-            terms.append(graph.node("Mul", [product, scale_names[group]], f"{name}.{group}.output"))
-        return graph.node("Sum", terms, f"{name}.output")
+            term = graph.node("Mul", [product, scale_names[group]], f"{name}.{group}.output")
+            # One by one: ONNX Runtime computes a Sum of several on a single thread.
+            total = graph.node("Add", [total, term], f"{name}.{group}.total") if total else term
+        return total
 
     def _reshape(self, value: str, output: str, shape: list[int]) -> str:
         name = "shape." + ".".join(map(str, shape))
         return self._graph.node("Reshape", [value, self._graph.constant(name, np.array(shape, np.int64))], output)
 
-    def _quantize_tokens(self, x: Activation) -> None:
+    def _quantize_tokens(self, x: Activation, channels: int) -> None:
         """The 8-bit form of ``x``, once for all linears that read it."""
         if x.codes in self._quantized:
             return
         self._quantized.add(x.codes)
         if x.unscaled_by is None:
-            self._quantize(x.value, x.codes, x.scale)
+            self._quantize(x.value, channels, x.codes, x.scale)
         else:
-            self._quantize(x.value, x.codes, f"{x.value}.own_scale")
+            self._quantize(x.value, channels, x.codes, f"{x.value}.own_scale")
             self._graph.node("Mul", [f"{x.value}.own_scale", x.unscaled_by], x.scale)
 
-    def _quantize(self, value: str, codes: str, scale: str) -> None:
-        """Symmetric 8 bits along the last axis, scale = largest magnitude / 127. Tokens don't depend on their batch."""
+    def _quantize(self, value: str, channels: int, codes: str, scale: str) -> None:
+        """Symmetric 8 bits along the last axis, scale = largest magnitude / 127. Tokens don't depend on their batch.
+
+        Which nodes do it, and why no others: docs/decisions/0162-graph-nodes.md.
+        """
         graph = self._graph
         axes = graph.constant("last_axis", np.array([-1], np.int64))
         step = graph.constant("step", np.array(1 / 127, np.float32))
-        tiny = graph.constant("tiny", np.array(1e-30, np.float32))
-        one = graph.constant("one", np.array(1, np.float32))
-        zero_point = graph.constant("zero_point", np.array(128, np.uint8))
-        magnitude = graph.node("Abs", [value], f"{value}.magnitude")
-        peak = graph.node("ReduceMax", [magnitude, axes], f"{value}.peak", keepdims=1)
-        stepped = graph.node("Mul", [peak, step], f"{value}.step")
-        graph.node("Max", [stepped, tiny], scale)
-        normalized = graph.node("Div", [value, scale], f"{value}.normalized")
-        graph.node("QuantizeLinear", [normalized, one, zero_point], codes)
+        tiny = graph.constant("tiny", np.array(1e-28, np.float32))
+        highest = graph.node("ReduceMax", [value, axes], f"{value}.highest", keepdims=1)
+        lowest = graph.node("ReduceMin", [value, axes], f"{value}.lowest", keepdims=1)
+        negated = graph.node("Neg", [lowest], f"{value}.negated")
+        peak = graph.node("Max", [highest, negated, tiny], f"{value}.peak")
+        graph.node("Mul", [peak, step], scale)
+        zero_points = self._zero_points(scale, grouped=value.endswith(".grouped"))
+        graph.node("QuantizeLinear", [value, scale, zero_points], codes, axis=-1, block_size=channels)
+
+    def _zero_points(self, scale: str, grouped: bool) -> str:
+        """128 in the shape of ``scale``, made once for all activations of this shape."""
+        name = f"zero_points.{self.tokens}{'.grouped' if grouped else ''}"
+        if name not in self._quantized:
+            self._quantized.add(name)
+            zero_point = self._graph.constant("zero_point", np.array(128, np.uint8))
+            shape = self._graph.node("Shape", [scale], f"{name}.shape")
+            self._graph.node("Expand", [zero_point, shape], name)
+        return name
 
     def _blocks(self, name: str, x: str, matrices: Sequence[Matrix], bits: int) -> str:
         rows, columns = self._shape(matrices)
@@ -244,8 +266,12 @@ class Linears:
         shape = [rows, columns // block * packed] if flat else [rows, columns // block, packed]
         codes = self._graph.matrix(f"{name}.weight", np.uint8, shape)
         scales = self._graph.matrix(f"{name}.scales", np.float32, [rows, columns // block])
+        factors = self._calibration.factors(matrices[0].tensor) if self._calibration and bits == 4 else None
         for start, piece in self._pieces(matrices):
-            piece_codes, piece_scales = quantize_blocks(piece, bits, block)
+            if factors is None:
+                piece_codes, piece_scales = quantize_blocks(piece, bits, block)
+            else:
+                piece_codes, piece_scales = quantize_blocks_compensated(piece, block, factors)
             codes.write_rows(start, piece_codes.reshape(len(piece), -1))
             scales.write_rows(start, piece_scales)
         return f"{name}.weight", f"{name}.scales"

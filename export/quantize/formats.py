@@ -87,22 +87,37 @@ def _eight_bit(blocks: Float32) -> tuple[UInt8, Float32]:
 
 
 def _four_bit(blocks: Float32) -> tuple[UInt8, Float32]:
-    """Codes 0..15 around 8. The largest magnitude takes the lone extra code, -8, so its sign goes into the scale."""
+    scales = four_bit_scales(blocks)
+    codes = four_bit_codes(blocks, scales[..., None]) + np.float32(8)
+    return pack_nibbles(codes.astype(np.uint8)), scales
+
+
+def four_bit_scales(blocks: Float32, importance: Float32 | None = None) -> Float32:
+    """The scale [n, blocks] with the least squared error of each of ``blocks`` [n, blocks, block].
+
+    The largest magnitude takes the lone extra code, -8, so its sign goes into the scale. ``importance`` [block] is
+    what an error in each item counts.
+    """
     peak = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=2)[..., None], axis=2)[..., 0]
     best_error = np.full(peak.shape, np.inf, dtype=np.float32)
     best_scale = np.ones_like(peak)
     for clip in _CLIP_CANDIDATES:
         scale = np.where(peak != 0, peak * (clip / np.float32(-8)), np.float32(1)).astype(np.float32)
-        error = np.square(_four_bit_codes(blocks, scale) * scale[..., None] - blocks).sum(axis=2)
+        squares = np.square(four_bit_codes(blocks, scale[..., None]) * scale[..., None] - blocks)
+        error = squares.sum(axis=2) if importance is None else (squares * importance).sum(axis=2)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
-    codes = (_four_bit_codes(blocks, best_scale) + np.float32(8)).astype(np.uint8)
-    return codes[..., 0::2] + codes[..., 1::2] * np.uint8(16), best_scale
+    return best_scale
 
 
-def _four_bit_codes(blocks: Float32, scale: Float32) -> Float32:
+def four_bit_codes(values: Float32, scale: Float32) -> Float32:
     """Integers -8..7 as floats."""
-    codes: Float32 = np.rint(blocks / scale[..., None])
+    codes: Float32 = np.rint(values / scale)
     np.clip(codes, np.float32(-8), np.float32(7), out=codes)
     return codes
+
+
+def pack_nibbles(codes: UInt8) -> UInt8:
+    """[..., n] codes 0..15 to [..., n / 2] bytes, the earlier one in the lower half."""
+    return codes[..., 0::2] + codes[..., 1::2] * np.uint8(16)

@@ -14,7 +14,7 @@ from guard.errors import UnsupportedError
 #: quantized per block.
 Format = Literal["float32", "int8_rows", "int16_rows", "int8_groups", "int8_blocks", "int4_blocks"]
 #: The embedding is only looked up, so it may stay in 16 bits: unused rows are never read from disk.
-EmbeddingFormat = Literal["float32", "float16", "int8_blocks"]
+EmbeddingFormat = Literal["float32", "float16", "int8_blocks", "int4_blocks"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Profile:
                 return self.down_proj
             case _:
                 return self.linears
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has linears that calibration makes more accurate."""
+        return not self.rotate and "int4_blocks" in (self.linears, self.v_proj, self.down_proj)
 
     def quantization(self, head_pruned: bool, rotation: str) -> Quantization:
         """The manifest's description of this profile."""
@@ -91,7 +96,21 @@ PROFILES = {
         down_rotation=0,
         largest_block=32,
     ),
+    "int4-small": Profile(
+        name="int4-small",
+        linears="int4_blocks",
+        v_proj="int8_blocks",
+        down_proj="int4_blocks",
+        embedding="int4_blocks",
+        head="int8_blocks",
+        rotate=False,
+        down_rotation=0,
+        largest_block=128,
+    ),
 }
+
+#: What a bundle is for, instead of how its numbers are stored.
+PURPOSES = {"speed": "int8", "balanced": "int4", "small": "int4-small"}
 
 
 def profile(name: str) -> Profile:

@@ -39,6 +39,18 @@ def test_export_says_what_it_made(checkpoint: Path, tmp_path: Path, capsys: pyte
     assert "  building the graph (int8) ... " in progress
 
 
+def test_export_profiles_name_quantizations(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["export", str(checkpoint), "--task", "instruct", "--no-parity", "--no-calibration", "--json"]
+    for purpose, name in (("speed", "int8"), ("balanced", "int4"), ("small", "int4-small")):
+        assert main([*common, "--out", str(tmp_path / purpose), "--profile", purpose]) == 0
+        assert json.loads(capsys.readouterr().out)["manifest"]["quantization"]["name"] == name
+    with pytest.raises(SystemExit):
+        main([*common, "--out", str(tmp_path / "both"), "--profile", "small", "--quantization", "int4"])
+    assert "not allowed with argument --profile" in capsys.readouterr().err
+
+
 def test_export_json_is_the_manifest(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "b"
     assert (

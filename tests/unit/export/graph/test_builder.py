@@ -54,7 +54,7 @@ def test_rotation_alone_changes_nothing(tmp_path: Path, spec: ModelSpec) -> None
     np.testing.assert_allclose(run_graph(tmp_path, spec, [ids])[0], expected(spec, tensors, ids), atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("int8", 0.045), ("int4", 0.3)])
+@pytest.mark.parametrize(("name", "bound"), [("int8", 0.045), ("int4", 0.3), ("int4-small", 0.4)])
 @pytest.mark.parametrize("spec", [TINY, ODD], ids=["tiny", "odd"])
 def test_quantized_graphs_stay_near_the_reference(tmp_path: Path, spec: ModelSpec, name: str, bound: float) -> None:
     tensors, ids = RandomTensors(spec), prompt(spec, 40)
