@@ -107,14 +107,13 @@ class Linears:
             rows = self._graph.node("Gather", [self._float_weight(name, [matrix], np.float16), ids], f"{name}.rows")
             return self._graph.node("Cast", [rows], f"{name}.output", to=TensorProto.FLOAT)
         block = self._block(name, matrix)
-        bits = 8 if form == "int8_blocks" else 4
-        codes, scales = self._block_weight(name, [matrix], bits=bits, block=block, flat=True)
+        codes, scales = self._block_weight(name, [matrix], bits=8, block=block, flat=True)
         return self._graph.node(
             "GatherBlockQuantized",
             [codes, ids, scales],
             f"{name}.output",
             domain=MICROSOFT,
-            bits=bits,
+            bits=8,
             block_size=block,
             gather_axis=0,
             quantize_axis=1,

@@ -14,7 +14,7 @@ from guard.errors import UnsupportedError
 #: quantized per block.
 Format = Literal["float32", "int8_rows", "int16_rows", "int8_groups", "int8_blocks", "int4_blocks"]
 #: The embedding is only looked up, so it may stay in 16 bits: unused rows are never read from disk.
-EmbeddingFormat = Literal["float32", "float16", "int8_blocks", "int4_blocks"]
+EmbeddingFormat = Literal["float32", "float16", "int8_blocks"]
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ PROFILES = {
         head="int8_blocks",
         rotate=False,
         down_rotation=0,
-        largest_block=32,
+        largest_block=64,
     ),
     "int4-small": Profile(
         name="int4-small",
         linears="int4_blocks",
         v_proj="int8_blocks",
         down_proj="int4_blocks",
-        embedding="int4_blocks",
+        embedding="int8_blocks",
         head="int8_blocks",
         rotate=False,
         down_rotation=0,
