@@ -13,6 +13,7 @@ import pytest
 from export.checkpoint import open_checkpoint
 from export.parity import kl_divergence
 from export.pipeline import ExportRequest, export_model
+from export.quantize.profile import PROFILES
 from guard.bundle import open_bundle
 from guard.engine.kv_cache import KvCache
 from guard.engine.runner import Runner, load_runner
@@ -80,9 +81,9 @@ def answer(runner: Runner, ids: list[int], stop: frozenset[int]) -> list[int]:
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("smollm2")
-    for quantization in ("none", "int8", "int4"):
+    for quantization in PROFILES:
         export_model(ExportRequest(str(GGUF), root / quantization, "instruct", quantization))
-    return {name: root / name for name in ("none", "int8", "int4")}
+    return {name: root / name for name in PROFILES}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,9 @@ def logits(bundle: Path, texts: list[list[int]]) -> list[Float32]:
     return [runner.forward(KvCache(runner.shape, len(ids)), ids, range(len(ids))) for ids in texts]
 
 
-@pytest.mark.parametrize(("quantization", "max_kl", "min_top1"), [("int8", 0.01, 0.93), ("int4", 0.25, 0.75)])
+@pytest.mark.parametrize(
+    ("quantization", "max_kl", "min_top1"), [("int8", 0.01, 0.93), ("int4", 0.12, 0.82), ("int4-small", 0.25, 0.75)]
+)
 def test_quantization_keeps_the_distribution(
     bundles: dict[str, Path],
     texts: list[list[int]],
