@@ -31,7 +31,7 @@ from server import channel, log, start
 from server.auth.authenticator import Authenticator
 from server.auth.permissions import EXT_PROC
 from server.auth.quota import Quotas
-from server.drain import StopRequest, drain
+from server.drain import Stoppable, StopRequest, drain
 from server.errors import SettingsError
 from server.generation import GenerationService
 from server.health import SERVICE as HEALTH
@@ -164,7 +164,7 @@ class App:
     async def stop(self, request: StopRequest) -> None:
         """Drain and free everything. Whoever is still served when it is broken has a few seconds at most."""
         grace_s = min(self.settings.grace_s, BROKEN_GRACE_S) if self.broken else self.settings.grace_s
-        servers = [self._server] if self.http is None else [self._server, self.http]
+        servers: list[Stoppable] = [self._server] if self.http is None else [self._server, self.http]
         await drain(servers, self.health, request, self.settings.drain_delay_s, grace_s)
         if self._watchdog is not None and not self.broken:
             self._watchdog.cancel()

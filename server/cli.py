@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="where to listen; port 0 takes a free one (127.0.0.1:50051)"
     )
+    parser.add_argument("--http-address", metavar="HOST:PORT", help="where to speak HTTP as OpenAI does (off)")
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
     parser.add_argument("--policies", type=Path, metavar="FILE", help="YAML file of named policies")
     parser.add_argument("--threads", type=int, metavar="N", help="compute threads; 0 is the container's CPU quota")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-
-import grpc.aio
+from collections.abc import Awaitable, Sequence
+from typing import Protocol
 
 from server import log
 from server.health import Health
@@ -51,17 +51,30 @@ class StopRequest:
         await self._hurried.wait()
 
 
-async def drain(server: grpc.aio.Server, health: Health, stop: StopRequest, delay_s: float, grace_s: float) -> None:
-    """Stop ``server``. Calls in flight have ``grace_s`` seconds to finish, none when somebody is in a hurry."""
+class Stoppable(Protocol):
+    """A server."""
+
+    def stop(self, grace: float, /) -> Awaitable[None]:
+        """Take no more calls; those in flight have ``grace`` seconds to finish. May be called again, to hurry."""
+
+
+async def drain(
+    servers: Sequence[Stoppable], health: Health, stop: StopRequest, delay_s: float, grace_s: float
+) -> None:
+    """Stop ``servers``. Calls in flight have ``grace_s`` seconds to finish, none when somebody is in a hurry."""
     health.shut_down()
     delay_s = delay_s if stop.patient else 0.0
     log.event(logging.INFO, "draining", delay_s=delay_s, grace_s=grace_s)
     await stop.pause(delay_s)
     health.end_watches()
-    stopping = asyncio.create_task(server.stop(grace_s))
+    stopping = asyncio.create_task(_stop(servers, grace_s))
     hurried = asyncio.create_task(stop.wait_hurried())
     await asyncio.wait({stopping, hurried}, return_when=asyncio.FIRST_COMPLETED)
     if hurried.done():
-        await server.stop(0)
+        await _stop(servers, 0.0)
     hurried.cancel()
     await stopping
+
+
+async def _stop(servers: Sequence[Stoppable], grace_s: float) -> None:
+    await asyncio.gather(*(server.stop(grace_s) for server in servers))

@@ -35,6 +35,10 @@ class Health(health_pb2_grpc.HealthServicer):
             self._serving[service] = serving
             self._wake()
 
+    def serving(self, service: str = "") -> bool:
+        """The state now; False for a service that this server does not have."""
+        return self._serving.get(service, False)
+
     def shut_down(self) -> None:
         """NOT_SERVING for every service, for good."""
         self._shutting_down = True

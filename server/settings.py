@@ -11,6 +11,7 @@ from guard.cache import CacheLimits
 from guard.cascade import ScreenRules
 from guard.engine.settings import EngineSettings
 from server.errors import SettingsError
+from server.openai_http.settings import OFF, HttpSettings
 from server.telemetry.settings import AuditSettings, TelemetrySettings
 from server.tls import TlsFiles
 
@@ -29,11 +30,12 @@ class Settings:
 
     Network: ``address`` is HOST:PORT (port 0 takes a free one) or unix:PATH. An address that other machines reach needs
     ``tls_cert`` and ``tls_key``, or ``allow_insecure``. With ``tls_client_ca`` every client needs a certificate of it.
-    ``max_message_mib`` bounds a request after decompression.
+    ``max_message_mib`` bounds a request after decompression. ``http_address`` (HOST:PORT or off) serves OpenAI's HTTP.
 
     Callers: ``callers`` is a YAML file of those who may call, and how they are known; without one, everybody may.
     ``share_caches`` lets callers find what others have asked in the prompt and verdict caches. ``reflection`` offers
-    the contract to whoever asks.
+    the contract to whoever asks. ``ext_proc`` serves Envoy's external processing, which refuses what takes longer to
+    judge than ``ext_proc_timeout_s`` seconds.
 
     Compute: ``threads`` 0 is the container's CPU quota. ``kv_cache_mib`` bounds the KV caches of one model's active
     requests; 0 is what the machine's memory leaves, at most 512. ``max_queued`` counts those that wait for an engine.
@@ -71,6 +73,7 @@ class Settings:
     model_directory: Path | None = None
     bundle_key: Path | None = None
     address: str = "127.0.0.1:50051"
+    http_address: str = OFF
     allow_insecure: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -78,6 +81,8 @@ class Settings:
     callers: Path | None = None
     share_caches: bool = False
     reflection: bool = True
+    ext_proc: bool = False
+    ext_proc_timeout_s: float = 10.0
     max_message_mib: float = 4.0
     threads: int = 0
     kv_cache_mib: int = 0
@@ -130,6 +135,7 @@ class Settings:
             "step_timeout_s",
             "stream_idle_s",
             "cache_ttl_s",
+            "ext_proc_timeout_s",
         ):
             _check(name, getattr(self, name) > 0, "expected a number above 0")  # also false for NaN
         for name in (
@@ -152,7 +158,7 @@ class Settings:
         )
         self._check_screen()
         _check("admin", not self.admin or self.model_directory is not None, "needs model_directory")
-        self.telemetry  # noqa: B018 - checks itself
+        self.telemetry, self.http  # noqa: B018 - check themselves
         host_port = _HOST_PORT.fullmatch(self.address)
         good = self.address.startswith(UNIX) or (host_port is not None and int(host_port[1]) < 1 << 16)
         _check("address", good, "expected HOST:PORT, [IPV6]:PORT or unix:PATH")
@@ -209,6 +215,18 @@ class Settings:
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    @property
+    def http(self) -> HttpSettings:
+        """The part that the HTTP facade gets."""
+        return HttpSettings(
+            address=self.http_address,
+            tls=self.tls,
+            allow_insecure=self.allow_insecure,
+            max_body_bytes=self.max_message_bytes,
+            max_unread_bytes=self.max_queued_bytes,
+            idle_s=self.stream_idle_s,
+        )
 
     @property
     def audit(self) -> AuditSettings | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from guard.errors import PermissionDeniedError
 from server.auth.caller import SERVICES, Caller
 
+#: Envoy's service asks for judgements alone, so whoever may have those may call it.
+EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
+
 #: Methods of ModelService that read; the others change what is served.
 _READING = {"ListModels", "GetModel"}
-_NAMES = {full: name for name, full in SERVICES.items()}
+_NAMES = {full: name for name, full in SERVICES.items()} | {EXT_PROC: "moderation"}
 
 
 def check(caller: Caller, method: str) -> None:
