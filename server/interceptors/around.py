@@ -1,4 +1,4 @@
-"""The base of the interceptors: run something around the handler of every guard.v1 method.
+"""The base of the interceptors: run something around the handler of every guard.v1 method, and of Envoy's.
 
 Health and reflection are left alone: they must answer when everything else is full or late.
 """
@@ -13,12 +13,14 @@ from typing import Any, TypeAlias
 import grpc
 import grpc.aio
 
+from server.auth.permissions import EXT_PROC
+
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not generic at run time
 #: ``behavior(request, context)``; for client streams, ``request`` is the iterator of requests.
 Behavior = Callable[[Any, Context], Awaitable[Any]]
 Wrap = Callable[[Behavior], Behavior]
-OWN_METHODS = "/guard.v1."
+OWN_METHODS = ("/guard.v1.", f"/{EXT_PROC}/")
 
 
 class Around(grpc.aio.ServerInterceptor, ABC):

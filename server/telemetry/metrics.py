@@ -34,6 +34,7 @@ OPERATIONS = {
     "/guard.v1.GenerationService/Generate": "chat",
     "/guard.v1.GenerationService/StreamGenerate": "chat",
     "/guard.v1.GenerationService/Tag": "tag",
+    "/envoy.service.ext_proc.v3.ExternalProcessor/Process": "ext_proc",
 }
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time of birth for every series doubles their number
