@@ -11,9 +11,12 @@ from pathlib import Path
 #: cgroup v1 says "no limit" with the largest multiple of a page that fits 63 bits.
 _NO_LIMIT = 1 << 62
 #: Parameters of glibc's mallopt(3), from malloc.h.
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-#: Bytes from which on a block is mapped alone and goes straight back: most of a model's weights are larger.
-_MAPPED_FROM = 1 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+#: Bytes from which on a block is mapped alone and goes straight back. Outputs of a graph's nodes are smaller: with fresh
+#: pages for each of them a step takes a seventh longer (docs/decisions/0162-graph-nodes.md).
+_MAPPED_FROM = 16 << 20
+#: Bytes that may stay free at the end of the heap until ``give_back``.
+_KEPT = 64 << 20
 
 
 def available_memory(cgroup_root: Path = Path("/sys/fs/cgroup")) -> int:
@@ -34,6 +37,7 @@ def share_one_heap() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(_M_ARENA_MAX, 1)
         library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT)
 
 
 def give_back() -> None:
