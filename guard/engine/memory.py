@@ -12,7 +12,7 @@ from pathlib import Path
 _NO_LIMIT = 1 << 62
 #: Parameters of glibc's mallopt(3), from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-#: Bytes from which on a block is mapped alone and goes straight back. Outputs of a graph's nodes are smaller: with fresh
+#: Bytes from which on a block is mapped alone and goes straight back. Outputs of nodes are smaller: with fresh
 #: pages for each of them a step takes a seventh longer (docs/decisions/0162-graph-nodes.md).
 _MAPPED_FROM = 16 << 20
 #: Bytes that may stay free at the end of the heap until ``give_back``.
