@@ -19,6 +19,7 @@ def load() -> tuple[bytes, dict[str, str]]:
     }
     policy = (
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'; "
+        "img-src data:; "
         f"style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'"
     )
     return text.encode(), {"content-security-policy": policy, "referrer-policy": "no-referrer"}

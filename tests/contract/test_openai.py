@@ -62,7 +62,7 @@ class Facade:
 
 
 @asynccontextmanager
-async def facade(models: FakeModels, api_key: str = "unused", **settings: Any) -> AsyncIterator[Facade]:
+async def facade(models: FakeModels, *, api_key: str = "unused", **settings: Any) -> AsyncIterator[Facade]:
     """A server with HTTP and ``settings``."""
     async with running(models, http_address="127.0.0.1:0", **settings) as server:
         assert server.app.http is not None
@@ -365,7 +365,7 @@ async def test_a_caller_with_a_policy_is_moderated_in_any_case(models: FakeModel
     (tmp_path / "policies.yaml").write_text("policies: {strict: {threshold: 0.4}}\n")
     key = keys.new_key()
     path = callers_file(tmp_path, watched=(key, "policy: strict"))
-    async with facade(models, key, callers=path, policies=tmp_path / "policies.yaml") as http:
+    async with facade(models, api_key=key, callers=path, policies=tmp_path / "policies.yaml") as http:
         answer = await http.chat(UNSAFE_MARK)
         assert answer.choices[0].finish_reason == "content_filter"
         assert answer.guardlet["moderation"]["input"]["policy_name"] == "strict"
@@ -459,7 +459,8 @@ async def test_both_sides_share_one_gate(models: FakeModels) -> None:
 
 async def test_tls_has_the_files_of_grpc_and_follows_them(models: FakeModels, tmp_path: Path) -> None:
     authority = Authority()
-    async with facade(models, **authority.server().write(tmp_path)) as http:
+    files: dict[str, Any] = dict(authority.server().write(tmp_path))
+    async with facade(models, **files) as http:
         assert http.server.app.http is not None
         port = int(http.server.app.http.address.rpartition(":")[2])
         trusting = ssl.create_default_context(cadata=authority.certificate.decode())
