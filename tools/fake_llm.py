@@ -1,11 +1,16 @@
-"""A tiny OpenAI-compatible LLM that says what it is told to, and remembers what it saw: for tests and benchmarks."""
+"""A tiny OpenAI-compatible LLM that says what it is told to, and remembers what it saw: for tests and benchmarks.
+
+``python -m tools.fake_llm 8000`` serves one until Ctrl-C.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
+import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -23,7 +28,8 @@ class Seen:
 
 @dataclass
 class FakeLlm:
-    """Serves on a free port while its ``with`` block runs. The fields say what it answers, and may be changed.
+    """Serves on a free port, or ``listen``, while its ``with`` block runs. The fields say what it answers, and may be
+    changed.
 
     ``says``: the pieces of each choice, chunks where it streams. ``calls``: tool calls of the first one (name,
     arguments). ``endless`` repeats the last piece until the client leaves. ``raw``: any other body, with ``kind`` and
@@ -40,6 +46,7 @@ class FakeLlm:
     trailers: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     pause_s: float = 0.0
+    listen: int = 0
     seen: list[Seen] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
 
@@ -49,7 +56,7 @@ class FakeLlm:
         class Handler(_Handler):
             fake = llm
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.listen), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return self
@@ -100,6 +107,7 @@ class FakeLlm:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     fake: FakeLlm
 
     def do_GET(self) -> None:
@@ -170,3 +178,8 @@ def _chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict
 
 def _text_chunk(choice: dict[str, Any]) -> dict[str, Any]:
     return {"id": "x-1", "object": "text_completion", "created": 1, "model": "fake", "choices": [choice]}
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt), FakeLlm(listen=int(sys.argv[1])):
+        threading.Event().wait()
