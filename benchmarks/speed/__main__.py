@@ -148,7 +148,9 @@ def _roofline(plan: Plan) -> dict[str, Any]:
         done = subprocess.run(
             command, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True
         )
-    graphs = {kind: bundle(kind)(plan.cache, "instruct", Path(sys.executable)) for kind in ("int8", "int4")}
+    graphs = {
+        kind: bundle(kind)(plan.cache, "instruct", Path(sys.executable)) for kind in ("int8", "int4", "int4-small")
+    }
     step_bytes = {kind: bytes_per_step(directory / "model.onnx") for kind, directory in graphs.items()}
     return {**json.loads(done.stdout), "macs_per_token": macs_per_token(), "step_bytes": step_bytes}
 
@@ -164,9 +166,9 @@ def _floors(plan: Plan) -> list[floors.Floor]:
         return bundle(kind)(plan.cache, task, Path(sys.executable))
 
     sets: tuple[tuple[str, Path, Path | None, int, int], ...] = (
-        ("guard int4", made("int4", "guard"), None, 768, 2048),
+        ("guard int4-small", made("int4-small", "guard"), None, 768, 2048),
         ("guard int8", made("int8", "guard"), None, 1280, 3072),
-        ("guard and instruct int4", made("int4", "guard"), made("int4", "instruct"), 2048, 4096),
+        ("guard and instruct int4-small", made("int4-small", "guard"), made("int4-small", "instruct"), 2048, 4096),
     )
     return [floors.measure(*each, plan.locks) for each in sets]
 

@@ -121,7 +121,8 @@ def _roofline(results: Mapping[str, Any]) -> str:
         f"## What the machine can do\n\n{roofline['threads']} threads read memory at {roofline['read_gb_s']:.1f} GB/s."
         f" Unsigned by signed 8-bit products of the 1B's shapes through ONNX Runtime, billions of multiply-adds\n"
         f"a second:\n\n"
-        f"{_table(['a layer together', 'GMAC/s'], rows)}\n\nThe best of each shape: {shapes}."
+        f"{_table(['a layer together', 'GMAC/s'], rows)}\n\nThe best of each shape: {shapes}; a layer with each at its"
+        f" best {roofline['int8_peak']:,.0f}."
     )
 
 
