@@ -31,8 +31,8 @@ _BYTES = 1 << 30  # in all, well beyond any cache of the threads' own
 
 @dataclass(frozen=True)
 class Roofline:
-    """GB/s read; billions of 8-bit multiply-adds a second over the products of a layer together, at each of ROWS and with
-    each product at its best of them (``int8_peak``).
+    """GB/s read; billions of 8-bit multiply-adds a second over the products of a layer together, at each of ROWS, and
+    with each product at its best of them (``int8_peak``).
     """
 
     threads: int
