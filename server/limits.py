@@ -46,6 +46,11 @@ class Permit:
         self._gate.take_bytes(size, self._caller)
         self.bytes += size
 
+    def forget(self, size: int) -> None:
+        """Of a stream that is not kept: ``size`` bytes of it have been dealt with."""
+        self._gate.give_back_bytes(size, self._caller)
+        self.bytes -= size
+
 
 class Gate:
     """Counts what is inside. Used from the event loop's thread only."""
@@ -95,6 +100,10 @@ class Gate:
         if size > free or (caller is not None and not _has_share(self._bytes_of[caller], size, free)):
             raise OverloadedError(f"{self._bytes} bytes of requests are being served, no room", self._retry_after_s())
         self._count(0, size, caller)
+
+    def give_back_bytes(self, size: int, caller: str | None) -> None:
+        """Count ``size`` bytes less. For ``Permit``."""
+        self._count(0, -size, caller)
 
     def _count(self, requests: int, size: int, caller: str | None) -> None:
         self._requests += requests

@@ -16,8 +16,10 @@ READABLE = "identity, gzip or deflate"
 class Decoder:
     """Takes the HTTP coding of a body off, piece by piece. Raises InvalidInputError for a coding not in READABLE."""
 
-    def __init__(self, coding: str, limit: int) -> None:
-        """``coding``: of the header content-encoding. ``limit``: bytes that may come out altogether."""
+    def __init__(self, coding: str, limit: int, endless: bool = False) -> None:
+        """``coding``: of the header content-encoding. ``limit``: bytes that may come out altogether; of one piece when
+        the body is ``endless``, a stream that is not kept.
+        """
         coding = coding.strip().lower()
         self._inflating = None
         if coding not in ("", "identity"):
@@ -26,6 +28,7 @@ class Decoder:
             self._inflating = zlib.decompressobj(_WINDOW_BITS[coding])
         self._limit = limit
         self._left = limit
+        self._endless = endless
 
     def add(self, data: bytes) -> bytes:
         """What ``data`` stands for. Raises InvalidInputError for what is too large or no data of that coding."""
@@ -38,7 +41,8 @@ class Decoder:
                 raise InvalidInputError("body", "goes on after its compressed data")
         if len(data) > self._left:
             raise BodyTooLargeError(self._limit)
-        self._left -= len(data)
+        if not self._endless:
+            self._left -= len(data)
         return data
 
     def end(self) -> None:

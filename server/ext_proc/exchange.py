@@ -18,7 +18,7 @@ from server.ext_proc.held import HeldStream, failed
 from server.ext_proc.judge import Judge, named
 from server.ext_proc.replies import Reply
 
-UNJUDGED, SAFE = "unjudged", "safe"
+UNJUDGED = "unjudged"
 _READERS: dict[str, Callable[[dict[str, Any], bool], Asked]] = {
     "/chat/completions": read_chat,
     "/completions": read_completion,
@@ -45,6 +45,11 @@ class Exchange:
         self._body: bytearray | None = None
         self._events = EventReader(limit)
         self._held: HeldStream | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether an answer passes through here that is not kept."""
+        return self._held is not None
 
     @property
     def waiting(self) -> bool:
@@ -96,7 +101,7 @@ class Exchange:
             asked = self._read(body, self._judge.route.all_turns)
             self._context = asked.context
             judgement = await self._judge.ask(asked.questions)
-            self._prompt_verdict = _word(judgement)
+            self._prompt_verdict = replies.word(judgement)
         except InvalidInputError as error:
             if not self._judge.route.shadow:
                 status, code = status_of(error)
@@ -128,7 +133,8 @@ class Exchange:
         try:
             if kind not in ("application/json", "text/event-stream"):
                 raise InvalidInputError("content-type", "expected application/json or text/event-stream")
-            self._decoder = Decoder(self._answer_headers.get("content-encoding", ""), self._limit)
+            endless = kind != "application/json"
+            self._decoder = Decoder(self._answer_headers.get("content-encoding", ""), self._limit, endless)
             if kind == "application/json":
                 self._body = bytearray()
                 return
@@ -169,7 +175,9 @@ class Exchange:
             await self._release(self._events.end(), end=True, rest=False, trailers=True)
         if not self.over:
             found = None if self._held is None else self._held.judgement
-            verdict = {messages.VERDICT: _word(found), messages.CATEGORIES: _codes(found)} if found else {}
+            verdict = (
+                {messages.VERDICT: replies.word(found), messages.CATEGORIES: replies.codes(found)} if found else {}
+            )
             await self._send(messages.response_trailers(verdict, messages.forged(messages.trailers_of(message))))
             self.over = True
 
@@ -177,7 +185,11 @@ class Exchange:
         assert self._body is not None
         self._body += data
         if len(self._body) > self._limit:
-            await self._unreadable(BodyTooLargeError(self._limit))
+            data = bytes(self._body)
+            if await self._passes_unread(BodyTooLargeError(self._limit)):
+                await self._pass_headers(UNJUDGED)
+                await self._send(messages.response_body(data, end))
+                self.over = end
         elif end:
             await self._finish_body(ended=True)
 
@@ -192,7 +204,7 @@ class Exchange:
                 answer = read_body(data)
                 found, blocked = await self._judge_answer(answer)
                 data = replies.as_bytes(without(answer, blocked)) if blocked else data
-            verdict = _word(found)
+            verdict = replies.word(found)
         except InvalidInputError as error:
             if not await self._passes_unread(error):
                 return
@@ -201,7 +213,7 @@ class Exchange:
             if not await self._goes_on(error):
                 return
             data = raw
-        await self._pass_headers(verdict, _codes(found))
+        await self._pass_headers(verdict, replies.codes(found))
         await self._send(messages.response_body(data, ended))
         self.over = ended
 
@@ -222,22 +234,23 @@ class Exchange:
                 if end:
                     data += await self._held.end()
         except GuardError as error:
-            if not self._judge.route.fails_open:
-                await self._break_off(error)
+            route = self._judge.route
+            if not route.fails_open or (isinstance(error, InvalidInputError) and not route.shadow):
+                await self._break_off(error, end=not trailers)
                 return
             call.current.get().observer.failed(error.reason)
-            data = self._held.let_go([])
-        ended = (end and not trailers) or self._held.blocked
+            data = self._held.let_go([], error)
+        ended = (end or self._held.blocked) and not trailers
         if data or ended:
             await self._send(messages.response_body(data, ended))
         self.over = ended
 
-    async def _break_off(self, error: GuardError) -> None:
+    async def _break_off(self, error: GuardError, end: bool = True) -> None:
         """A stream whose rest cannot be judged ends with an error; nothing that waits leaves."""
         call.current.get().observer.failed(error.reason)
-        await self._send(messages.response_body(failed(error, self._request_id), end=True))
+        await self._send(messages.response_body(failed(error, self._request_id), end))
         self.close(error)
-        self._held, self.over = None, True
+        self._held, self.over = None, end
 
     # ------------------------------------------------------------------------------------------------ what is told
 
@@ -284,11 +297,3 @@ class Exchange:
         if not self._judge.route.fails_open:
             await self._reply(replies.unavailable(error.reason, self._request_id))
         return self._judge.route.fails_open
-
-
-def _word(judgement: Judgement | None) -> str:
-    return SAFE if judgement is None else judgement.verdict.value
-
-
-def _codes(judgement: Judgement | None) -> str:
-    return "" if judgement is None else replies.codes(judgement)

@@ -52,6 +52,15 @@ class _Call:
     marks: list[_Mark] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """An event, what it waits for, and the choices that say in it why they end."""
+
+    event: Event
+    marks: list[_Mark]
+    finished: tuple[int, ...] = ()
+
+
 class HeldStream:
     """One answer on its way out. ``add`` events; what comes back may leave. After ``over`` nothing more does.
 
@@ -67,7 +76,7 @@ class HeldStream:
         self._texts: dict[tuple[int, str], _Text] = {}
         self._calls: dict[tuple[int, int], _Call] = {}
         self._incoming: deque[Event] = deque()
-        self._waiting: deque[tuple[Event, list[_Mark]]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._choices: dict[int, bool] = {0: False}  # by index: whether it has said why it ends, and that has left
         self._last: dict[str, Any] = {}  # a chunk, for what all of them have in common
         self._users = ExitStack()
@@ -122,29 +131,33 @@ class HeldStream:
             leaving += Event("", DONE).bytes
         return leaving
 
-    def let_go(self, events: list[Event]) -> bytes:
-        """Judge no more, for a route that fails open: return what waits, and ``events``."""
+    def let_go(self, events: list[Event], error: GuardError | None = None) -> bytes:
+        """Judge no more, for a route that fails open: return what waits, and ``events``. ``error``: why."""
+        if error is not None:
+            self._break_off(error)
         self.unjudged = True
-        leaving = [*(event for event, _ in self._waiting), *self._incoming, *events]
+        leaving = [*(waits.event for waits in self._waiting), *self._incoming, *events]
         self._waiting.clear()
         self._incoming.clear()
         return b"".join(event.bytes for event in leaving)
 
     def close(self, error: BaseException | None = None) -> None:
         """Free what it holds; ``error``: what ended it before its time."""
-        if not self.over:
-            ended = error or CancelledError("the exchange ended")
-            for text in self._texts.values():
-                if self._told:
-                    observer, streamed = call.current.get().observer, self._judge.streamed(text.entry)
-                    observer.broke_off(streamed, ended, text.session.so_far(), text.session.judged_text)
+        if not self.over and not self.unjudged:
+            self._break_off(error or CancelledError("the exchange ended"))
         for text in self._texts.values():
             text.session.close()
         self._users.close()
 
+    def _break_off(self, error: BaseException) -> None:
+        """The observers hear how far it got, if they heard that it began."""
+        for text in self._texts.values() if self._told else ():
+            observer, streamed = call.current.get().observer, self._judge.streamed(text.entry)
+            observer.broke_off(streamed, error, text.session.so_far(), text.session.judged_text)
+
     async def _take(self, event: Event) -> None:
         if not event.data:
-            self._waiting.append((event, []))
+            self._waiting.append(_Waiting(event, []))
             return
         chunk = read_chunk(event.data)
         marks = [await self._mark(part) for part in chunk.parts]
@@ -153,7 +166,7 @@ class HeldStream:
             for key in [key for key in self._calls if key[0] == index]:
                 await self._complete(key)
         shown = Event(event.name, json.dumps(chunk.body, ensure_ascii=False, separators=(",", ":")))
-        self._waiting.append((shown, marks))
+        self._waiting.append(_Waiting(shown, marks, chunk.finished))
 
     async def _mark(self, part: Part | CallPart) -> _Mark:
         if isinstance(part, CallPart):
@@ -198,16 +211,14 @@ class HeldStream:
     async def _leaving(self) -> bytes:
         """The events that may leave by now; after a block, with the end of the stream."""
         leaving = b""
-        while self._waiting and not any(mark.open for mark in self._waiting[0][1]):
-            event, marks = self._waiting.popleft()
-            if marks and not self._told:
+        while self._waiting and not any(mark.open for mark in self._waiting[0].marks):
+            leaves = self._waiting.popleft()
+            if leaves.marks and not self._told:
                 self._told = True
-                for text in self._texts.values():
-                    await call.current.get().observer.releasing(self._judge.streamed(text.entry))
-                    break
-            leaving += event.bytes
-            if event.data:
-                self._choices |= dict.fromkeys(read_chunk(event.data).finished, True)
+                entry = next(iter(self._texts.values())).entry
+                await call.current.get().observer.releasing(self._judge.streamed(entry))
+            leaving += leaves.event.bytes
+            self._choices |= dict.fromkeys(leaves.finished, True)
         if self.blocked and not self.over:
             self.over = True
             self._waiting.clear()

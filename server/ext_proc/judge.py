@@ -14,7 +14,7 @@ from guard.conversation import Conversation, Message, Role, Target
 from guard.engine.sequence import Ticket
 from guard.errors import DeadlineError
 from guard.streaming import Check, StreamSession, StreamTask
-from guard.verdict import Action, Judgement, action_for
+from guard.verdict import Action, Judgement, Verdict, action_for
 from server import call, tickets
 from server.ext_proc.asked import Question
 from server.ext_proc.route import Route
@@ -133,4 +133,4 @@ def named(this: call.Call, request_id: str) -> call.Call:
 
 
 def _rank(judgement: Judgement) -> tuple[bool, float]:
-    return judgement.verdict.value == "unsafe", judgement.unsafe_score
+    return judgement.verdict is Verdict.UNSAFE, judgement.unsafe_score

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from guard.verdict import Judgement
+from guard.verdict import Judgement, Verdict
 
 BLOCKED = 403
 UNAVAILABLE = 503
@@ -37,8 +37,15 @@ def flagged(judgement: Judgement) -> list[dict[str, str]]:
     return [{"code": found.code, "name": found.name} for found in judgement.categories if found.flagged]
 
 
-def codes(judgement: Judgement) -> str:
-    """Their codes, for a header."""
+def word(judgement: Judgement | None) -> str:
+    """The verdict, for a header; there is nothing unsafe about no text."""
+    return Verdict.SAFE.value if judgement is None else judgement.verdict.value
+
+
+def codes(judgement: Judgement | None) -> str:
+    """The codes of those categories, for a header."""
+    if judgement is None:
+        return ""
     return ",".join(found.code for found in judgement.categories if found.flagged)
 
 

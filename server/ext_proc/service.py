@@ -64,6 +64,9 @@ class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer): 
                     messages.check_modes(request)
                     checked = True
                 await exchange.take(request)
+                permit = call.current.get().permit
+                if exchange.streams and permit is not None:
+                    permit.forget(request.ByteSize())  # or answers that take minutes would fill the gate
         except BaseException as error:
             ended = error
             raise

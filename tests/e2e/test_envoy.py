@@ -9,12 +9,14 @@ import asyncio
 import gzip
 import json
 import logging
+import random
 import socket
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +246,36 @@ async def test_a_blocked_stream_ends_for_the_upstream_too(envoy: Sidecar) -> Non
     envoy.llm.says, envoy.llm.endless = [SPLIT], True
     assert (await said(await envoy.ask(stream=True)))[1] == ["content_filter"]
     assert await asyncio.to_thread(envoy.llm.left.wait, 10)
+
+
+async def test_no_split_lets_an_unsafe_phrase_out(envoy: Sidecar) -> None:
+    text = "Some words before it. " * 5 + f"then {UNSAFE_MARK} {CANARY}" + " and on" * 30
+    for seed in range(12):
+        places = sorted(random.Random(seed).sample(range(len(text)), 40))
+        pieces = [text[start:end] for start, end in pairwise([0, *places, len(text)])]
+        envoy.llm.says, envoy.llm.gzipped = [pieces], bool(seed % 2)
+        found, reasons = await said(await envoy.ask(stream=True))
+        assert text.startswith(found) and len(found) <= text.index("#"), f"seed {seed}"
+        assert reasons == ["content_filter"]
+        envoy.llm.says = [[piece.replace("#", "+") for piece in pieces]]
+        assert await said(await envoy.ask(stream=True)) == (text.replace("#", "+"), ["stop"])
+
+
+async def test_a_long_stream_is_not_bounded_as_a_body_is(tmp_path: Path) -> None:
+    """What has been judged and sent is forgotten, so that answers that take minutes fill nothing."""
+    async with sidecar(tmp_path, max_message_mib=0.005, max_queued_mib=0.01) as small:
+        small.llm.says, small.llm.pause_s = [[f"word{number} " for number in range(300)]], 0.001
+        text, reasons = await said(await small.ask(stream=True))
+        assert (len(text.split()), reasons) == (300, ["stop"])
+        small.llm.says = [["word " * 5000]]
+        assert (await small.refused()).status_code == 503
+
+
+async def test_trailers_after_a_block_change_nothing(envoy: Sidecar) -> None:
+    envoy.llm.says, envoy.llm.trailers = [SPLIT], True
+    for _ in range(5):
+        assert (await said(await envoy.ask(stream=True)))[1] == ["content_filter"]
+        assert (await envoy.ask()).choices[0].finish_reason == "content_filter"
 
 
 async def test_trailers_carry_the_verdict(envoy: Sidecar) -> None:

@@ -31,6 +31,13 @@ def test_pieces_are_decoded_as_the_whole(body: bytes, coding: str, size: int) ->
     decoder.end()
 
 
+def test_a_stream_may_be_longer_than_its_pieces() -> None:
+    decoder = Decoder("", LIMIT, endless=True)
+    assert [len(decoder.add(bytes(LIMIT))) for _ in range(3)] == [LIMIT] * 3
+    with pytest.raises(BodyTooLargeError):
+        Decoder("gzip", LIMIT, endless=True).add(gzip.compress(bytes(LIMIT + 1)))
+
+
 @pytest.mark.parametrize("coding", ["", "gzip", "deflate"])
 def test_more_than_the_limit_is_refused(coding: str) -> None:
     sent = encoded(bytes(LIMIT + 1), coding)
