@@ -100,7 +100,7 @@ def test_bytes_are_shared_too() -> None:
 
 def test_bytes_that_a_stream_forgets_are_free_again() -> None:
     gate = Gate(Limits(requests=1, bytes=100))
-    with gate.admit(60, "edge") as permit:
+    with gate.admit(60) as permit:
         permit.forget(50)
         permit.add(80)
         assert (gate.bytes, permit.bytes) == (90, 90)
