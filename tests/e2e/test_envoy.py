@@ -9,7 +9,9 @@ import asyncio
 import gzip
 import json
 import logging
+import os
 import random
+import signal
 import socket
 import time
 import zlib
@@ -26,6 +28,7 @@ from tests.contract.fakes import BROKEN_MARK, UNSAFE_MARK, FakeModels
 from tests.contract.running import Running, running, until
 from tools.envoy_process import EnvoyProcess, envoy_binary
 from tools.fake_llm import FakeLlm
+from tools.server_process import ServerProcess
 
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx2")
@@ -484,3 +487,34 @@ def _filter(config: dict[str, Any]) -> dict[str, Any]:
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
     found: dict[str, Any] = manager["http_filters"][0]["typed_config"]
     return found
+
+
+def test_a_guard_that_is_killed_or_frozen_in_a_stream(serve_flags: list[str]) -> None:
+    """A real process, a real model. Killed, the connection breaks; frozen, Envoy's keepalive notices."""
+
+    def hasten(config: dict[str, Any]) -> None:
+        guard = next(each for each in config["static_resources"]["clusters"] if each["name"] == "guardlet")
+        protocol = next(iter(guard["typed_extension_protocol_options"].values()))
+        keepalive = protocol["explicit_http_config"]["http2_protocol_options"]["connection_keepalive"]
+        keepalive |= {"interval": "0.5s", "timeout": "0.5s"}
+
+    body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Tell me of boats."}]}
+    for how in (signal.SIGSTOP, signal.SIGKILL):
+        with (
+            ServerProcess(serve_flags[:2], {"GUARD_EXT_PROC": "true"}) as server,
+            FakeLlm(says=[["Boats sail. "] * 3 + ["word "] * 300], pause_s=0.02) as llm,
+            EnvoyProcess(int(server.address.rpartition(":")[2]), llm.port, hasten) as envoy,
+        ):
+            received = b""
+            url = f"http://{envoy.address}/v1/chat/completions"
+            with pytest.raises(httpx.HTTPError), httpx.stream("POST", url, json=body, timeout=30) as answer:
+                for piece in answer.iter_bytes():
+                    if b"Boats" in piece and b"Boats" not in received:
+                        os.kill(server.pid, how)
+                    received += piece
+            assert b"Boats" in received
+            assert b"[DONE]" not in received
+            refused = httpx.post(url, json=body, timeout=30)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "moderation_unavailable")
+            assert len(llm.seen) == 1
+            os.kill(server.pid, signal.SIGKILL)
