@@ -20,11 +20,9 @@ from grpc_reflection.v1alpha import reflection
 from guard.address import is_local
 from guard.bundle import BundleKey
 from guard.bundle.manifest import Task
-from guard.cache import VerdictCache
-from guard.classifier import Classifier
 from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
-from guard.errors import BundleError, GuardError
+from guard.errors import GuardError
 from guard.policies import PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
 from server import channel, log, start
@@ -44,11 +42,12 @@ from server.interceptors.decode import DecodeInterceptor
 from server.interceptors.errors import ErrorInterceptor
 from server.interceptors.telemetry import TelemetryInterceptor
 from server.limits import Gate, Limits
+from server.loading import prepared
 from server.memory import MemoryPlan
 from server.models import ModelService
 from server.moderation import ModerationService
 from server.openai_http.assembly import http_server
-from server.policies import check_policies, load_policies
+from server.policies import load_policies
 from server.registry import Loader, Model, Registry, load_model
 from server.settings import Settings
 from server.telemetry.telemetry import Telemetry
@@ -94,7 +93,7 @@ class App:
         self._watching: asyncio.Task[None] | None = None
         self._watchdog: asyncio.Task[None] | None = None
         engine = settings.engine if memory is None else memory.engine
-        self.registry = Registry(engine, _prepared(self._timed(loader), self.policies, settings))
+        self.registry = Registry(engine, prepared(self._timed(loader), self.policies, settings))
         self.registry.screen = SCREEN if settings.screen is not None else ""
         self.registry.on_change = self._models_changed
         if memory is not None:
@@ -125,17 +124,17 @@ class App:
         if not self.address.startswith("unix"):
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         self.telemetry.start()
-        await self._server.start()
         if self.http is not None:
             await self.http.start()
-            log.event(logging.INFO, "listening_http", address=self.http.address, tls=self._credentials is not None)
+        await self._server.start()
         self._watchdog = asyncio.create_task(Watchdog(self.registry, self.settings.step_timeout_s).run())
         if self.authenticator is not None:
             self._watching = asyncio.create_task(self.authenticator.watch())
         tls, callers = self._credentials is not None, self.authenticator is not None
         log.event(logging.INFO, "listening", address=self.address, tls=tls, callers_known=callers)
-        if callers and not tls and not is_local(self.address):
-            log.event(logging.WARNING, "credentials_unencrypted", address=self.address)
+        for address in {self.address, self.address if self.http is None else self.http.address}:
+            if callers and not tls and not is_local(address):
+                log.event(logging.WARNING, "credentials_unencrypted", address=address)
 
     async def load(self) -> None:
         """Load the models of the settings, then serve. Raises BundleError and what else loading raises."""
@@ -275,29 +274,6 @@ def run(settings: Settings) -> int:
     log.event(logging.INFO, "memory_plan", bytes=memory.plan.needed, limit=memory.limit, sum=memory.plan.arithmetic())
     key = None if settings.bundle_key is None else BundleKey.read(settings.bundle_key, "bundle_key")
     return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
-
-
-def _prepared(loader: Loader, policies: PolicyBook, options: Settings) -> Loader:
-    """``loader``, whose guard models can judge every policy, and remember their verdicts. The screen is not asked about
-    those that it cannot judge.
-    """
-
-    def load(directory: Path, task: Task, settings: EngineSettings) -> Model:
-        model = loader(directory, task, settings)
-        if isinstance(model, Classifier):
-            policy = policies.policy_for(None).policy
-            try:
-                if directory != options.screen:
-                    check_policies(policies, model.check_policy)
-                    if policy.excluded_categories or policy.custom_categories:  # its prompts begin unlike Policy()'s
-                        model.warm_up(policy)
-            except (SettingsError, BundleError):
-                model.close()
-                raise
-            model.cache = VerdictCache(options.cache, model.bundle.digest)
-        return model
-
-    return load
 
 
 def _serve_envoy(

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from server import log
 from server.errors import SettingsError
 from server.openai_http.settings import HttpSettings
 from server.openai_http.tls import server_context
@@ -63,6 +64,7 @@ class HttpServer:
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.idle_s * 2000))
         shown = f"[{host}]" if ":" in host else host
         self.address = f"{shown}:{listening.getsockname()[1]}"
+        log.event(logging.INFO, "listening_http", address=self.address, tls=self._settings.tls is not None)
         self._task = asyncio.create_task(self._server.serve(sockets=[listening]))
 
     async def stop(self, grace_s: float) -> None:

@@ -36,6 +36,7 @@ from guard.v1.moderation_pb2 import (
 )
 from server import log
 
+from .facade import JSON, facade, get, post
 from .fakes import BROKEN_MARK, FakeModels
 from .running import ASSISTANT, Running, message, question, refused, running
 
@@ -195,3 +196,33 @@ async def test_cancelled_calls_are_logged_as_such_and_not_as_errors(models: Fake
     found = [line for line in lines(logs) if line["event"] == "call"]
     assert [line["code"] for line in found] == ["CANCELLED"] * 20
     assert not [line for line in lines(logs) if line["level"] == "error"]
+
+
+async def test_http_logs_no_text_either(models: FakeModels, logs: io.StringIO) -> None:
+    chat = {"model": "default", "messages": [{"role": "user", "content": CANARY}], "max_tokens": 4}
+    bodies = [
+        ("/v1/moderations", {"input": CANARY}),
+        ("/v1/moderations", {"input": [CANARY, f"{CANARY} {BROKEN_MARK}"]}),
+        ("/v1/moderations", {"input": CANARY, "guardlet": {"mode": CANARY}}),
+        ("/v1/moderations", {"input": [{"type": CANARY}]}),
+        ("/v1/moderations", {"input": CANARY, f"{CANARY} key": 1}),
+        ("/v1/chat/completions", chat),
+        ("/v1/chat/completions", chat | {"stream": True, "guardlet": {"moderation": True}}),
+        ("/v1/chat/completions", chat | {"tool_choice": CANARY}),
+        ("/v1/chat/completions", chat | {"response_format": {"type": CANARY}}),
+        ("/v1/chat/completions", chat | {"logit_bias": {CANARY: 1}}),
+        ("/v1/chat/completions", chat | {"guardlet": {"moderation": {"policy_name": f"{CANARY} name"}}}),
+        ("/v1/chat/completions", chat | {"messages": [{"role": CANARY, "content": CANARY}]}),
+    ]
+    async with facade(models) as http:
+        answers = [await http.raw(post(path, json.dumps(body).encode(), JSON)) for path, body in bodies]
+        answers.append(await http.raw(post("/v1/moderations", CANARY.encode(), JSON)))
+        answers.append(await http.raw(get(f"/{CANARY}")))
+        with contextlib.suppress(IndexError):  # no answer at all is fine
+            await http.raw(f"{CANARY} no HTTP\r\n\r\n".encode())
+    statuses = [status for status, _, _ in answers]
+    assert statuses == [200, 500, 400, 400, 400, 200, 200, 400, 400, 400, 400, 400, 400, 404]
+    for status, _, body in answers:
+        assert status == 200 or CANARY.encode() not in body, "an error repeats nothing"
+    assert len([line for line in lines(logs) if line["event"] == "call"]) == 13
+    assert CANARY not in logs.getvalue()

@@ -19,9 +19,7 @@ from server.registry import load_model
 
 from .running import message, question, refused, running
 from .scraping import scrape
-from .test_real_models import bundles
 
-__all__ = ["bundles"]
 EXCLUDING = "policies: {mild: {excluded_categories: [S6]}}\ndefault: mild\n"
 
 

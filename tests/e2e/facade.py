@@ -33,16 +33,21 @@ def served(flags: Sequence[str]) -> Iterator[tuple[ServerProcess, str]]:
 
 
 def node(script: str, *arguments: str) -> dict[str, Any]:
-    """The JSON that a script of ``js/`` prints. Skips the test where Node or its packages cannot be had."""
+    """The JSON that a script of ``js/`` prints. Skips as ``ran_by_node``."""
+    found: dict[str, Any] = json.loads(ran_by_node(script, (SCRIPTS / script).read_text(), *arguments).splitlines()[-1])
+    return found
+
+
+def ran_by_node(name: str, program: str, *arguments: str) -> str:
+    """What ``program`` prints. Skips the test where Node or the packages of ``js/`` cannot be had."""
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("node and npm are not installed")
     _install()
-    shutil.copy(SCRIPTS / script, INSTALLED / script)
-    command = ["node", str(INSTALLED / script), *arguments]
+    (INSTALLED / name).write_text(program)
+    command = ["node", str(INSTALLED / name), *arguments]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=_RUN_S, stdin=subprocess.DEVNULL)
     assert ran.returncode == 0, ran.stderr
-    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
-    return found
+    return ran.stdout
 
 
 def _install() -> None:

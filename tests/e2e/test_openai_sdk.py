@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from .facade import UNSAFE, node, served
+from .facade import ROOT, UNSAFE, node, ran_by_node, served
 
 MODERATED = {"guardlet": {"moderation": True}}
 SAFE = "Name three colours."
@@ -159,3 +162,24 @@ def test_the_ai_sdk(url: str) -> None:
     )
     assert found["tools"]["calls"]
     assert found["refused"]["status"] == 404
+
+
+def example(language: str, url: str) -> str:
+    """The program in docs/openai.md, for the server at ``url``."""
+    found = re.search(rf"```{language}\n(.*?)```", (ROOT / "docs/openai.md").read_text(), re.DOTALL)
+    assert found is not None and "http://127.0.0.1:8080" in found[1]
+    return found[1].replace("http://127.0.0.1:8080", url)
+
+
+def test_the_program_in_the_documentation(url: str) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", example("python", url)], capture_output=True, text=True, timeout=120, check=True
+    )
+    judged, answered = ran.stdout.split("\n", 1)
+    assert re.fullmatch(r"(True|False) VERDICT_(UN)?SAFE 0\.\d+", judged)
+    assert answered.startswith(("stop ", "length "))
+
+
+def test_the_program_of_the_ai_sdk_in_the_documentation(url: str) -> None:
+    program = example("ts", url)
+    assert ran_by_node("docs.mjs", program).rstrip().endswith(("stop", "length"))
