@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._whole(json.dumps({"object": "list", "data": [{"id": "fake", "object": "model"}]}).encode())
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = self._body()
         self._see(body)
         fake, legacy = self.fake, not self.path.endswith("/chat/completions")
         if fake.raw is not None:
@@ -127,6 +127,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
+
+    def _body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            continue  # trailers
+        return body
 
     def _see(self, body: bytes) -> None:
         self.fake.seen.append(Seen(self.path, {key.lower(): value for key, value in self.headers.items()}, body))

@@ -286,9 +286,9 @@ class Exchange:
         return False
 
     async def _unreadable(self, error: InvalidInputError) -> None:
-        """An answer that cannot be read does not pass; what the upstream's status says does."""
+        """An answer that cannot be read does not pass; what the upstream's status says of the request does."""
         call.current.get().observer.failed(error.reason)
-        status = self._status if self._status >= 400 else 502
+        status = self._status if 400 <= self._status < 500 else 502
         await self._refuse(status, f"The upstream's answer cannot be judged: {error.problem}", "answer_unreadable")
 
     async def _goes_on(self, error: GuardError) -> bool:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from envoy.config.core.v3 import base_pb2
-from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
-
 from guard.errors import InvalidInputError
 from server.ext_proc.replies import Reply
+from server.ext_proc.v3 import external_processor_pb2 as ext_proc
 
 #: Headers of ours; whoever else sends them is not believed.
 PREFIX = "x-guardlet-"
@@ -18,12 +15,12 @@ PROMPT_VERDICT = PREFIX + "prompt-verdict"
 VERDICT = PREFIX + "verdict"
 CATEGORIES = PREFIX + "categories"
 REQUEST_ID = "x-request-id"
-_SET = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+_SET = ext_proc.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
 def check_modes(request: Any) -> None:
     """Raises InvalidInputError unless Envoy sends bodies in the modes in which nothing leaves before it was judged."""
-    modes, mode = request.protocol_config, processing_mode_pb2.ProcessingMode
+    modes, mode = request.protocol_config, ext_proc.ProcessingMode
     if modes.request_body_mode != mode.BUFFERED:
         raise InvalidInputError("processing_mode.request_body_mode", "expected BUFFERED")
     if modes.response_body_mode != mode.FULL_DUPLEX_STREAMED:
@@ -52,8 +49,8 @@ def _joined(headers: Any) -> dict[str, str]:
 def mutation(headers: Mapping[str, str], remove: tuple[str, ...] = ()) -> Any:
     """A HeaderMutation that sets ``headers``, but for empty values, and removes ``remove``."""
     options = [
-        base_pb2.HeaderValueOption(
-            header=base_pb2.HeaderValue(key=key, raw_value=value.encode("ascii")), append_action=_SET
+        ext_proc.HeaderValueOption(
+            header=ext_proc.HeaderValue(key=key, raw_value=value.encode("ascii")), append_action=_SET
         )
         for key, value in headers.items()
         if value

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
-from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 
 from guard.policies import PolicyBook
 from server import call
@@ -15,6 +14,7 @@ from server.ext_proc import messages
 from server.ext_proc.exchange import Exchange
 from server.ext_proc.judge import Judge
 from server.ext_proc.route import read_route
+from server.ext_proc.v3 import external_processor_pb2_grpc
 from server.feed import sent
 from server.registry import Registry
 from server.screening import Screener
