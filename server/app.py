@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import time
 from collections import ChainMap
@@ -31,6 +30,7 @@ from server.auth.permissions import EXT_PROC
 from server.auth.quota import Quotas
 from server.drain import Stoppable, StopRequest, drain
 from server.errors import SettingsError
+from server.ext_proc.service import ExternalProcessor, add_to
 from server.generation import GenerationService
 from server.health import SERVICE as HEALTH
 from server.health import Health
@@ -200,7 +200,7 @@ class App:
         model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.ext_proc:
-            _serve_envoy(server, self.registry, self._submitter, self.policies, settings)
+            add_to(server, ExternalProcessor(self.registry, self._submitter, self.policies, settings))
         if settings.reflection:
             services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
@@ -274,14 +274,3 @@ def run(settings: Settings) -> int:
     log.event(logging.INFO, "memory_plan", bytes=memory.plan.needed, limit=memory.limit, sum=memory.plan.arithmetic())
     key = None if settings.bundle_key is None else BundleKey.read(settings.bundle_key, "bundle_key")
     return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
-
-
-def _serve_envoy(
-    server: grpc.aio.Server, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings
-) -> None:
-    """Serve the moderation sidecar. Raises SettingsError without Envoy's protos."""
-    if importlib.util.find_spec("envoy") is None:
-        raise SettingsError("ext_proc", "needs Envoy's protos: pip install 'guardlet[envoy]'")
-    from server.ext_proc.service import ExternalProcessor, add_to
-
-    add_to(server, ExternalProcessor(registry, submitter, policies, settings))

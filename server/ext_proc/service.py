@@ -25,7 +25,7 @@ from server.tickets import Submitter
 _LATEST_S = 1.0
 
 
-class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):  # type: ignore[misc]
+class ExternalProcessor(external_processor_pb2_grpc.ExternalProcessorServicer):
     """The servicer; errors that it raises end the call, upon which Envoy answers for it (``failure_mode_allow``)."""
 
     def __init__(self, registry: Registry, submitter: Submitter, policies: PolicyBook, settings: Settings) -> None:
