@@ -22,7 +22,6 @@ from guard.bundle.manifest import Task
 from guard.engine.memory import available_memory
 from guard.engine.settings import EngineSettings
 from guard.errors import GuardError
-from guard.policies import PolicyBook
 from guard.v1 import generation_pb2, generation_pb2_grpc, model_pb2, model_pb2_grpc, moderation_pb2, moderation_pb2_grpc
 from server import channel, log, start
 from server.auth.authenticator import Authenticator
