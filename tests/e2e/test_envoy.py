@@ -236,6 +236,13 @@ async def test_an_unsafe_stream_is_cut_where_a_phrase_is_split_over_chunks(envoy
     assert (text.startswith("#") or "#" in text, reasons) == (False, ["content_filter"])
 
 
+async def test_a_block_of_one_choice_ends_all_that_write(envoy: Sidecar) -> None:
+    envoy.llm.says = [["Fine. ", "So far. "], SPLIT]
+    text, reasons = await said(await envoy.ask(stream=True, n=2))
+    assert reasons == ["content_filter"] * 2
+    assert "#" not in text and CANARY not in text
+
+
 async def test_what_was_judged_safe_leaves_before_the_unsafe_part(envoy: Sidecar) -> None:
     safe = [f"word{number} " for number in range(200)]
     envoy.llm.says = [[*safe, *SPLIT]]
