@@ -60,6 +60,9 @@ class HttpServer:
         except (OSError, OverflowError):
             problem = "cannot listen there: it is in use, or not an address of this machine"
             raise SettingsError("http_address", problem) from None
+        # Connections inherit both. asyncio sets the first itself, but not for sockets that were made without a protocol
+        # number, as this one; with Nagle's algorithm on, an answer in two writes waits 40 ms for the client's ACK.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # a client that reads nothing for so long is gone (tcp(7))
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(self._settings.idle_s * 2000))
         shown = f"[{host}]" if ":" in host else host

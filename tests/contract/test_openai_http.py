@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -160,3 +161,12 @@ async def test_an_address_that_is_taken_is_named(http: Facade) -> None:
     second = HttpServer(None, HttpSettings(http.server.app.http.address))
     with pytest.raises(InvalidInputError, match="http_address"):
         await second.start()
+
+
+async def test_answers_do_not_wait_for_acknowledgements(http: Facade) -> None:
+    """Nagle's algorithm would add 40 ms to every answer."""
+    await http.client.moderations.create(input="hi")
+    assert http.server.app.http is not None
+    (connection,) = http.server.app.http._server.server_state.connections
+    accepted = connection.transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
