@@ -13,9 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnxruntime as ort
-
-from guard.bundle.manifest import Manifest, Task
+from guard.bundle.manifest import Manifest, Packed, Task
 from guard.bundle.open import TOKENIZER_FILE
 from guard.engine.cpus import instruction_sets
 from guard.engine.settings import EngineSettings
@@ -162,10 +160,7 @@ def _without_kv(manifest: Manifest, settings: EngineSettings) -> ModelPlan:
     table = shape.vocab_size * shape.hidden_size * _EMBEDDING_BYTES.get(manifest.quantization.embedding, 0)
     values = settings.prefill_chunk * (shape.hidden_size + shape.intermediate_size)
     packed = manifest.packed
-    mapped_here = packed is not None and (packed.onnxruntime, packed.instructions) == (
-        ort.__version__,
-        instruction_sets(),
-    )
+    mapped_here = packed is not None and _fits_here(packed)
     if packed is not None and mapped_here:
         weights = graph - table - packed.replaced
     else:
@@ -186,6 +181,12 @@ def _without_kv(manifest: Manifest, settings: EngineSettings) -> ModelPlan:
         mapped=table,
         file_backed=weights if mapped_here else 0,
     )
+
+
+def _fits_here(packed: Packed) -> bool:
+    import onnxruntime  # slow to load, and of no use to plans of other bundles
+
+    return (packed.onnxruntime, packed.instructions) == (onnxruntime.__version__, instruction_sets())
 
 
 def _mib(size: int) -> str:

@@ -33,11 +33,11 @@ def by_check(lines: tuple[Line, ...]) -> dict[tuple[str, str | None], Line]:
 
 @pytest.fixture(scope="module")
 def report(tiny: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """float32 and int4 of a random guard, with rows; the report it wrote."""
+    """float32 and int8 of a random guard, with rows; the report it wrote."""
     root = tmp_path_factory.mktemp("qualify")
     data = write_jsonl(root / "rows.jsonl", prompts(30))
     options = ["--adapter", str(tiny_adapter), "--data", str(data), "--benchmark", "toxicchat", "--limit", "20"]
-    options += ["--profile", "int4", "--profile", "none", "--out", str(root / "out")]
+    options += ["--profile", "int8", "--profile", "none", "--out", str(root / "out")]
     assert main(["qualify", str(tiny), *options]) == 1  # random weights
     value: dict[str, Any] = json.loads((root / "out" / "report.json").read_text(encoding="utf-8"))
     assert (root / "out" / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -50,7 +50,7 @@ def found(report: dict[str, Any], check: str, profile: str | None = None) -> dic
 
 
 def test_float32_comes_first_whatever_the_order_of_the_options(report: dict[str, Any]) -> None:
-    assert [line["profile"] for line in report["lines"] if line["check"] == "export"] == ["none", "int4"]
+    assert [line["profile"] for line in report["lines"] if line["check"] == "export"] == ["none", "int8"]
 
 
 def test_what_random_weights_can_pass_passes(report: dict[str, Any]) -> None:
@@ -72,11 +72,11 @@ def test_a_random_guard_fails_what_needs_a_trained_one_and_the_line_says_so(repo
 def test_figures_stand_beside_what_is_published(report: dict[str, Any]) -> None:
     evaluation = report["profiles"]["none"]["evaluation"]
     assert evaluation["rows"] == 20
-    assert report["profiles"]["int4"]["evaluation"]["comparison"]["rows"] == 20
+    assert report["profiles"]["int8"]["evaluation"]["comparison"]["rows"] == 20
     assert report["profiles"]["none"]["evaluation"]["comparison"] is None
     assert {score["benchmark"] for score in report["published"]} == set(published_scores())
     assert "0.453 published" in found(report, "published scores", "none")["detail"]
-    assert "of 20 verdicts" in found(report, "verdicts against float32", "int4")["detail"]
+    assert "of 20 verdicts" in found(report, "verdicts against float32", "int8")["detail"]
 
 
 def test_untrained_skips_those_lines_and_passes(
