@@ -94,7 +94,7 @@ PROFILES = {
         head="int8_blocks",
         rotate=False,
         down_rotation=0,
-        largest_block=64,
+        largest_block=32,
     ),
     "int4-small": Profile(
         name="int4-small",
