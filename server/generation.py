@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -38,9 +39,16 @@ class _Submitted:
     applied: NamedPolicy | None = None
     question: str = field(default="", repr=False)  # what the guard judges of the prompt
 
-    async def result(self) -> Generation:
-        """Wait for it, and tell the call's observer; raises what it ended with."""
+    async def ended(self) -> Generation:
+        """Wait for it; raises what it ended with."""
         generation: Generation = await tickets.result(self.ticket)
+        return generation
+
+    async def tell(self, generation: Generation) -> None:
+        """Tell the call's observer of it: of every verdict, though the call be cancelled meanwhile."""
+        await asyncio.shield(asyncio.create_task(self._tell(generation)))
+
+    async def _tell(self, generation: Generation) -> None:
         observer = call.current.get().observer
         observer.generated(generation, self.model, self.ticket.submitted, self.first_token_s(generation))
         if self.applied is not None and self.guard is not None and isinstance(generation, GuardedGeneration):
@@ -51,7 +59,6 @@ class _Submitted:
                 if judgement is not None:
                     judged = Judged(judgement, target, self.applied, self.guard, request_id, text)
                     await observer.judged(judged)
-        return generation
 
     async def releasing(self) -> None:
         """Tell the call's observer that text is about to leave, if the guard was asked about it."""
@@ -97,7 +104,8 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
         this = call.current.get()
         with ExitStack() as using:
             submitted = await self._submit(request, None, using)
-            generation = await submitted.result()
+            generation = await submitted.ended()
+            await submitted.tell(generation)
         if isinstance(generation, GuardedGeneration):
             generation = generation.withheld()
         first_token_s = submitted.first_token_s(generation)
@@ -130,10 +138,11 @@ class GenerationService(generation_pb2_grpc.GenerationServiceServicer):
                     pieces += ready
                     for piece in ready:
                         await write(convert_generation.stream_response(piece))
-                generation = await submitted.result()
+                generation = await submitted.ended()
             except BaseException as error:
                 submitted.broke_off(error, pieces)
                 raise
+            await submitted.tell(generation)
             first_token_s = submitted.first_token_s(generation)
             *ends, last = convert_generation.last_stream_responses(generation, pieces, first_token_s, this.elapsed_s)
             if (found := submitted.found(generation)) is not None:

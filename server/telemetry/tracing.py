@@ -73,8 +73,9 @@ class CallSpan:
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def set(self, attributes: Mapping[str, Attribute]) -> None:
-        """Add attributes."""
-        self._span.set_attributes(dict(attributes))
+        """Add attributes, unless it has ended: a cancelled call's last verdict may come after it."""
+        if self._span.is_recording():
+            self._span.set_attributes(dict(attributes))
 
     def child(self, name: str, start: float, end: float, attributes: Mapping[str, Attribute] | None = None) -> None:
         """Something that was done for the call, from ``start`` to ``end``."""
