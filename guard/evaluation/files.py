@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,11 @@ from typing import IO, Any, cast
 from guard.errors import InvalidInputError, UnsupportedError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-#: The csv module's default, 128 KiB a cell, is less than a long document; this is the most it takes on any machine.
-_MAX_CELL = 2**31 - 1
+#: Bytes of a line of JSON, characters of a CSV cell. Far above what a guard reads, and what bounds the memory of a
+#: reader: a file without line ends, or with a quote that nobody closed, is one line or one cell to its end.
+_MAX_LINE = 16 << 20
+_SKIPPED = 1 << 20
+_UNDECODED = re.compile("[\udc80-\udcff]")
 _PARQUET_ROWS = 1024
 
 
@@ -53,7 +57,10 @@ def read_records(path: Path, required: Sequence[str]) -> Iterator[Record]:
 
 def _json_lines(path: Path, zipped: bool) -> Iterator[Record]:
     with _opened(path, zipped) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file), start=1):
+            if len(line) > _MAX_LINE:
+                yield Record(number, problem=f"longer than {_MAX_LINE >> 20} MiB")
+                continue
             text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if not text.strip():
                 continue
@@ -68,11 +75,19 @@ def _json_lines(path: Path, zipped: bool) -> Iterator[Record]:
                 yield Record(number, problem="not a JSON object")
 
 
+def _lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of ``file``; of one that is too long, its start, which is too long as well."""
+    while line := file.readline(_MAX_LINE + 1):
+        yield line
+        too_long = len(line) > _MAX_LINE
+        while too_long and line and not line.endswith(b"\n"):
+            line = file.readline(_SKIPPED)
+
+
 def _csv(path: Path, zipped: bool, delimiter: str, required: Sequence[str]) -> Iterator[Record]:
-    csv.field_size_limit(_MAX_CELL)
+    csv.field_size_limit(_MAX_LINE)
     with _opened(path, zipped) as file:
-        lines = (line.decode("utf-8-sig" if number == 0 else "utf-8") for number, line in enumerate(file))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(_decoded(file), delimiter=delimiter, strict=True)
         try:
             header = next(reader, [])
             _check_header(header, required)
@@ -80,14 +95,23 @@ def _csv(path: Path, zipped: bool, delimiter: str, required: Sequence[str]) -> I
             for cells in reader:
                 if cells and len(cells) != len(header):
                     yield Record(began, problem=f"{len(cells)} cells, the header has {len(header)}")
+                elif any(_UNDECODED.search(cell) for cell in cells):
+                    yield Record(began, problem="not UTF-8")
                 elif cells:
                     yield Record(began, dict(zip(header, cells, strict=True)))
                 began = reader.line_num + 1
-        except UnicodeDecodeError:
-            raise InvalidInputError("data", f"{path.name}: line {reader.line_num + 1} is not UTF-8") from None
         except csv.Error as error:
             problem = f"{path.name}: line {reader.line_num} cannot be read as CSV ({error})"
             raise InvalidInputError("data", problem) from None
+
+
+def _decoded(file: IO[bytes]) -> Iterator[str]:
+    """Lines as text; a byte that is not UTF-8 becomes a lone surrogate, which no UTF-8 gives."""
+    for number, line in enumerate(_lines(file)):
+        if len(line) > _MAX_LINE:
+            raise csv.Error(f"longer than {_MAX_LINE >> 20} MiB")
+        text = line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
+        yield text.decode("utf-8", errors="surrogateescape")
 
 
 def _parquet(path: Path, required: Sequence[str]) -> Iterator[Record]:

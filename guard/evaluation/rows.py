@@ -46,10 +46,14 @@ class Columns:
             raise InvalidInputError("columns.role", "expected user or assistant")
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Columns without which there is nothing to judge."""
+        return (self.messages,) if self.text is None else (self.text, *((self.context,) if self.context else ()))
+
+    @property
     def required(self) -> tuple[str, ...]:
         """Columns without which no row can be read."""
-        texts = (self.messages,) if self.text is None else (self.text, *((self.context,) if self.context else ()))
-        return (*texts, self.label)
+        return (*self.texts, self.label)
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,19 @@ def row_key(conversation: Conversation, target: Target) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
 
 
+def judged_part(values: Mapping[str, Any], columns: Columns) -> tuple[Conversation, Target]:
+    """What one row asks a guard about. Raises InvalidInputError naming the column, or the message."""
+    conversation = Conversation(_messages(values, columns))
+    target = _target(values.get(columns.target), conversation, columns.target)
+    check_moderation_turns(conversation, target)
+    return conversation, target
+
+
 def _row(record: Record, columns: Columns) -> Row:
     if record.problem is not None:
         raise InvalidInputError("row", record.problem)
     values = record.values
-    conversation = Conversation(_messages(values, columns))
-    target = _target(values.get(columns.target), conversation, columns.target)
-    check_moderation_turns(conversation, target)
+    conversation, target = judged_part(values, columns)
     return Row(
         key=row_key(conversation, target),
         number=record.number,

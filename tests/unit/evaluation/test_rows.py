@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,11 @@ def test_csv_rows_of_another_length_are_bad_rows(tmp_path: Path) -> None:
     [
         (f"{SECRET},{SECRET}\n".encode(), "has no column 'text'"),
         (b"text,label,text\na,safe,b\n", "two columns have the same name"),
-        (b"text,label\na,safe\n\xff,safe\n", "line 3 is not UTF-8"),
+        (
+            b"text,label\na,safe\n" + b"a" * (17 << 20) + b",safe\n",
+            r"line 2 .* as CSV \(longer than 16 MiB",
+        ),
+        (b'text,label\na,safe\n"' + b"aaaaaaa\n" * (3 << 20), r"cannot be read as CSV \(field larger than field limit"),
         (f'text,label\n"{SECRET}"x,safe\n'.encode(), "line 2 cannot be read as CSV"),
     ],
 )
@@ -164,6 +169,30 @@ def test_a_broken_csv_is_refused_without_quoting_it(tmp_path: Path, content: byt
     with pytest.raises(InvalidInputError, match=message) as caught:
         read_data(path, Columns(text="text"))
     assert SECRET not in str(caught.value)
+
+
+def test_csv_rows_that_are_not_utf_8_are_bad_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\nh\xc3\xa9,safe\n\xff,safe\nbye,safe\n")
+    data = read_data(path, Columns(text="text"))
+    assert [each.conversation.messages[0].content for each in data.rows] == ["hé", "bye"]
+    assert [(each.number, each.problem) for each in data.bad] == [(3, "row: not UTF-8")]
+
+
+def test_a_line_that_never_ends_is_a_bad_row_and_not_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(json.dumps(GOOD).encode() + b"\n" + b'"')
+        for _ in range(100):
+            file.write(b"a" * (1 << 20))
+        file.write(b'"\n' + json.dumps(GOOD).encode())
+    tracemalloc.start()
+    data = read_data(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [each.number for each in data.rows] == [1, 3]
+    assert [(each.number, each.problem) for each in data.bad] == [(2, "row: longer than 16 MiB")]
+    assert peak < 4 * (16 << 20)
 
 
 def test_a_cell_may_be_a_long_document(tmp_path: Path) -> None:
