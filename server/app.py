@@ -69,6 +69,8 @@ BROKEN_GRACE_S = 5.0
 class App:
     """One server and its parts. ``start``, then ``load``; ``stop`` ends it.
 
+    With ``listening`` false it has no socket for gRPC: somebody else takes the calls (``server.embedded``).
+
     Raises SettingsError for its files: policies, callers, certificates, audit log.
     """
 
@@ -78,6 +80,7 @@ class App:
         loader: Loader = load_model,
         memory: MemoryPlan | None = None,
         tracing: Tracing | None = None,
+        listening: bool = True,
     ) -> None:
         """``tracing``: instead of that of the settings."""
         self.settings = settings
@@ -108,30 +111,32 @@ class App:
         self.telemetry = Telemetry(settings.telemetry, settings.audit, self.gates, tracing)
         self._submitter = Submitter()
         self._loaded = False
-        self._server = self._build()
+        self.interceptors = self._interceptors()
+        self.moderation = ModerationService(self.registry, self._submitter, self.policies, settings)
+        self.generation = GenerationService(self.registry, self._submitter, self.policies, settings)
+        self.models = ModelService(self.registry, settings)
+        served = (self.moderation, self.generation, self.models)
+        self.http = http_server(settings.http, self.interceptors, served, self.health, self.telemetry, self.policies)
+        self._server = self._grpc_server() if listening else None
 
     async def start(self) -> None:
         """Listen. Health answers from now on; the models come with ``load``. Raises SettingsError."""
-        try:
-            if self._credentials is None:
-                port = self._server.add_insecure_port(self.address)
-            else:
-                port = self._server.add_secure_port(self.address, self._credentials)
-        except RuntimeError:
-            problem = "cannot listen there: it is in use, or not an address of this machine"
-            raise SettingsError("address", problem) from None
-        if not self.address.startswith("unix"):
-            self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        if self._server is not None:
+            self._bind(self._server)
         self.telemetry.start()
         if self.http is not None:
             await self.http.start()
-        await self._server.start()
+        if self._server is not None:
+            await self._server.start()
         self._watchdog = asyncio.create_task(Watchdog(self.registry, self.settings.step_timeout_s).run())
         if self.authenticator is not None:
             self._watching = asyncio.create_task(self.authenticator.watch())
         tls, callers = self._credentials is not None, self.authenticator is not None
-        log.event(logging.INFO, "listening", address=self.address, tls=tls, callers_known=callers)
-        for address in {self.address, self.address if self.http is None else self.http.address}:
+        addresses = [] if self._server is None else [self.address]
+        for address in addresses:
+            log.event(logging.INFO, "listening", address=address, tls=tls, callers_known=callers)
+        addresses += [] if self.http is None else [self.http.address]
+        for address in addresses:
             if callers and not tls and not is_local(address):
                 log.event(logging.WARNING, "credentials_unencrypted", address=address)
 
@@ -162,7 +167,7 @@ class App:
     async def stop(self, request: StopRequest) -> None:
         """Drain and free everything. Whoever is still served when it is broken has a few seconds at most."""
         grace_s = min(self.settings.grace_s, BROKEN_GRACE_S) if self.broken else self.settings.grace_s
-        servers: list[Stoppable] = [self._server] if self.http is None else [self._server, self.http]
+        servers: list[Stoppable] = [server for server in (self._server, self.http) if server is not None]
         await drain(servers, self.health, request, self.settings.drain_delay_s, grace_s)
         if self._watchdog is not None and not self.broken:
             self._watchdog.cancel()
@@ -175,10 +180,10 @@ class App:
                 await self._watching
         log.event(logging.INFO, "stopped")
 
-    def _build(self) -> grpc.aio.Server:
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         settings = self.settings
         auth = [] if self.authenticator is None else [AuthInterceptor(self.authenticator, settings.share_caches)]
-        interceptors = [
+        return [
             AccessLogInterceptor(settings.access_log),
             TelemetryInterceptor(self.telemetry),
             ErrorInterceptor(),
@@ -187,25 +192,35 @@ class App:
             AdmissionInterceptor(self.gates, Quotas()),
             DecodeInterceptor(),
         ]
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        settings = self.settings
         server = grpc.aio.server(
-            interceptors=interceptors,
+            interceptors=self.interceptors,
             options=channel.options(settings.max_message_bytes),
         )
-        moderation = ModerationService(self.registry, self._submitter, self.policies, settings)
-        moderation_pb2_grpc.add_ModerationServiceServicer_to_server(moderation, server)
-        generation = GenerationService(self.registry, self._submitter, self.policies, settings)
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(generation, server)
-        models = ModelService(self.registry, settings)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+        moderation_pb2_grpc.add_ModerationServiceServicer_to_server(self.moderation, server)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self.generation, server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(self.models, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         if settings.ext_proc:
             add_to(server, ExternalProcessor(self.registry, self._submitter, self.policies, settings))
         if settings.reflection:
             services = (MODERATION, GENERATION, MODELS, HEALTH, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(services, server)
-        served = (moderation, generation, models)
-        self.http = http_server(settings.http, interceptors, served, self.health, self.telemetry, self.policies)
         return server
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        try:
+            if self._credentials is None:
+                port = server.add_insecure_port(self.address)
+            else:
+                port = server.add_secure_port(self.address, self._credentials)
+        except RuntimeError:
+            problem = "cannot listen there: it is in use, or not an address of this machine"
+            raise SettingsError("address", problem) from None
+        if not self.address.startswith("unix"):
+            self.address = f"{self.address.rpartition(':')[0]}:{port}"
 
     def _timed(self, loader: Loader) -> Loader:
         """``loader``, whose times are a metric."""
@@ -268,8 +283,14 @@ def run(settings: Settings) -> int:
 
     Raises MemoryPlanError, with the arithmetic, when the memory that is there cannot hold the models.
     """
+    loader, memory = begin(settings)
+    return leave(asyncio.run(serve(settings, loader, memory)))
+
+
+def begin(settings: Settings) -> tuple[Loader, MemoryPlan]:
+    """What a process does before it makes an App: all of ``server.start``, then the memory plan. Raises as ``run``."""
     start.begin(settings)
     memory = MemoryPlan(settings, available_memory())
     log.event(logging.INFO, "memory_plan", bytes=memory.plan.needed, limit=memory.limit, sum=memory.plan.arithmetic())
     key = None if settings.bundle_key is None else BundleKey.read(settings.bundle_key, "bundle_key")
-    return leave(asyncio.run(serve(settings, partial(load_model, key=key), memory)))
+    return partial(load_model, key=key), memory

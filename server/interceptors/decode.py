@@ -53,10 +53,7 @@ def _decoding_stream(behavior: Behavior, deserialize: Deserializer) -> Behavior:
     """
 
     async def readable(parts: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-        async for data in parts:
-            this = call.current.get(None)
-            if this is not None and this.permit is not None:
-                this.permit.add(len(data))
+        async for data in admitted(parts):
             yield await _decode(data, deserialize, context)
 
     async def decoded(parts: AsyncIterator[bytes], context: Context) -> None:
@@ -70,12 +67,29 @@ def _decoding_stream(behavior: Behavior, deserialize: Deserializer) -> Behavior:
     return decoded
 
 
+async def admitted(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """``parts`` of a stream, each once the call's permit has room for it. Raises OverloadedError."""
+    async for data in parts:
+        this = call.current.get(None)  # reflection has none
+        if this is not None and this.permit is not None:
+            this.permit.add(len(data))
+        yield data
+
+
+def message_of(data: bytes, deserialize: Deserializer) -> Any:
+    """The message that ``data`` is. Raises InvalidInputError."""
+    try:
+        return deserialize(data)
+    except (DecodeError, ValueError, RecursionError):
+        problem = "is not a readable message of the type that this method takes"
+        raise InvalidInputError("request", problem) from None
+
+
 async def _decode(data: bytes, deserialize: Deserializer, context: Context) -> Any:
     this = call.current.get(None)  # health and reflection have none
     try:
-        request = deserialize(data)
-    except (DecodeError, ValueError, RecursionError):
-        error = InvalidInputError("request", "is not a readable message of the type that this method takes")
+        request = message_of(data, deserialize)
+    except InvalidInputError as error:
         if this is not None:
             this.observer.failed(error.reason)
         await status.abort(context, status.failure(error, this.request_id if this else call.new_request_id()))

@@ -8,7 +8,6 @@ gRPC call. So who may call, quotas, admission, deadlines, telemetry and audit ar
     tls          the server's certificates, read again when they change
     routes       paths to what answers them (starlette)
     exchange     one request: read it, run it, stop it when its client leaves
-    invocation   the interceptors around a servicer's method, as gRPC would have them
     fields       JSON that others wrote, read with the path of what is wrong
     moderations  /v1/moderations
     chat         /v1/chat/completions: the question

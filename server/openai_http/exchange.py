@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 from guard.errors import OverloadedError
 from server import call, log
 from server.errors import SlowReaderError
+from server.invocation import Refused
 from server.limits import Gate, Limits
 from server.openai_http import errors
 from server.openai_http.errors import HttpError, Problem
-from server.openai_http.invocation import Refused
 from server.openai_http.settings import HttpSettings
 
 #: A body that is too large is read so many times its limit, and not kept: most clients read no answer before they have

@@ -18,13 +18,13 @@ from server.call import Call
 from server.convert_generation import GenerateRequest
 from server.generation import GenerationService
 from server.interceptors.around import Around
+from server.invocation import Invocation, Invoker
 from server.models import ModelService
 from server.moderation import ModerationService
 from server.openai_http import catalog, chat, completions, errors, moderations, page
 from server.openai_http.errors import HttpError
 from server.openai_http.exchange import Endpoint, Exchange, reading_gate
 from server.openai_http.fields import put, read_body
-from server.openai_http.invocation import Invocation, Invoker
 from server.openai_http.settings import HttpSettings
 
 #: What calls are counted, permitted and audited as.

@@ -107,6 +107,7 @@ async def test_a_stop_ends_an_exchange_with_an_error_not_well(sidecar: Running) 
     call = process(sidecar)
     await call.write(request_headers())
     await call.read()
+    assert sidecar.app._server is not None
     await sidecar.app._server.stop(grace=None)
     with pytest.raises(grpc.aio.AioRpcError):
         await call.read()

@@ -511,6 +511,7 @@ async def test_answers_that_cannot_be_read_do_not_pass(
 
 async def _stop(guard: Running) -> None:
     """At once, as if it were killed: calls that run are cut."""
+    assert guard.app._server is not None
     await guard.app._server.stop(grace=None)
 
 

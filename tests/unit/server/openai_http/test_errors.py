@@ -8,8 +8,8 @@ import pytest
 from guard import errors as own
 from server import status
 from server.errors import QuotaExceededError, UnsupportedFieldError
+from server.invocation import Invocation, Refused
 from server.openai_http import errors
-from server.openai_http.invocation import Invocation, Refused
 
 
 async def told(error: Exception) -> errors.Problem:

@@ -21,11 +21,15 @@ TIMEOUT_HEADER = "guardlet-timeout"
 
 
 class Refused(grpc.aio.AbortError):
-    """The call was ended with ``status``, which ``server.status`` made."""
+    """The call was ended with ``code`` and ``trailers``, which hold ``status``; all from ``server.status``."""
 
-    def __init__(self, found: status_pb2.Status) -> None:
-        super().__init__(found.message)
-        self.status = found
+    def __init__(self, code: grpc.StatusCode, trailers: Sequence[tuple[str, str | bytes]]) -> None:
+        packed = dict(trailers)[status.DETAILS_KEY]
+        assert isinstance(packed, bytes)
+        self.status = status_pb2.Status.FromString(packed)
+        super().__init__(self.status.message)
+        self.code = code
+        self.trailers = trailers
 
 
 class Invocation:
@@ -71,9 +75,7 @@ class Invocation:
     ) -> NoReturn:
         """End the call; raises Refused."""
         self._code = code
-        packed = dict(trailing_metadata)[status.DETAILS_KEY]
-        assert isinstance(packed, bytes)
-        raise Refused(status_pb2.Status.FromString(packed))
+        raise Refused(code, trailing_metadata)
 
     async def write(self, message: Any) -> None:
         """Send a message of the stream."""
