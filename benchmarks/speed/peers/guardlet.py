@@ -8,6 +8,7 @@ import time
 from benchmarks.speed.engine import Classify, Decode, Engine, Prefill
 from guard.classifier import Classifier, ClassifyTask
 from guard.conversation import Conversation, Message, Role, Target
+from guard.engine.memory import share_one_heap
 from guard.engine.sampler import SamplingParams
 from guard.engine.settings import EngineSettings
 from guard.generation import GenerateTask
@@ -17,7 +18,8 @@ from guard.runtime import load_guard, load_instruct
 
 
 def load(task: str, weights: str, threads: int) -> Engine:
-    """A bundle, with the settings that ``guard serve`` has."""
+    """A bundle, with the settings that ``guard serve`` has, those of the C library included."""
+    share_one_heap()
     settings = EngineSettings(threads=threads)
     return _Guard(load_guard(weights, settings)) if task == "guard" else _Instruct(load_instruct(weights, settings))
 
