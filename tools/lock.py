@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "server,export,eval,structured,reference,bulk,ray,dev"
+EXTRAS = "server,export,eval,structured,reference,bulk,ray,kserve,dev"
 HEADER = f"""\
 # Exact versions for a repeatable install of guardlet[{EXTRAS}].
 # Written by `make lock` (tools/lock.py) from pyproject.toml; do not edit by hand.
