@@ -2,6 +2,11 @@
 
 SOURCE is a Hugging Face checkpoint directory, a GGUF file, or a hub id such as meta-llama/Llama-Guard-3-1B (gated: it
 needs an accepted licence and a token). The bundle is complete or absent: it is written beside DIR and renamed.
+
+With --config, many exports that a YAML file lists (docs/export.md): side by side within a memory bound; what is there
+already and still as asked for is left as it is, so a run that was killed is simply started again.
+
+exit status: 0 done, 1 failed, 2 wrong options, 4 (with --config) some bundles could not be made.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import json
 import sys
 from pathlib import Path
 
+from export.cli_batch import add_batch_options, run_export
 from export.pipeline import ExportRequest, export_model
 from export.progress import ProgressLines
 from export.quantize.profile import PROFILES, PURPOSES
@@ -20,8 +26,9 @@ from guard.cli.output import add_json_option, megabytes
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
-    parser.add_argument("source", metavar="SOURCE", help="checkpoint directory, .gguf file, or hub id")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new bundle")
+    parser.add_argument("source", nargs="?", metavar="SOURCE", help="checkpoint directory, .gguf file, or hub id")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the new bundle")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a hub id (its main branch)")
     parser.add_argument("--task", choices=("guard", "instruct"), default="guard", help="what it does (%(default)s)")
     stored = parser.add_mutually_exclusive_group()
     stored.add_argument(
@@ -55,15 +62,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the bundle with this private key (PEM)")
     parser.add_argument("--overwrite", action="store_true", help="replace the bundle at DIR")
     add_json_option(parser)
+    add_batch_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exports, with progress on stderr."""
+    """Exports one, or with --config many; progress on stderr."""
+    return run_export(args, _export)
+
+
+def _export(args: argparse.Namespace) -> int:
     request = ExportRequest(
         source=args.source,
         out=args.out,
         task=args.task,
         quantization=_quantization(args),
+        revision=args.revision,
         adapter=args.adapter,
         exporter=args.exporter,
         name=args.name,

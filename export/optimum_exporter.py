@@ -28,7 +28,7 @@ def export_graph(checkpoint: Checkpoint, directory: Path) -> None:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
         raise UnsupportedError("exporter optimum: needs more packages: pip install 'guardlet[reference]'") from error
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".optimum-") as scratch:
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".optimum-") as scratch:
         source, exported = Path(scratch) / "checkpoint", Path(scratch) / "exported"
         source.mkdir()
         write_hugging_face(checkpoint, source)

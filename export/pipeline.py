@@ -30,7 +30,8 @@ from guard.prompt import LLAMA_GUARD_3_1B
 from guard.tokenizer import Tokenizer
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+#: Names of models on a server.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 #: Called with the running step's description and its finished fraction, 0..1.
 Progress = Callable[[str, float], None]
@@ -70,7 +71,7 @@ def export_model(request: ExportRequest, progress: Progress = lambda step, fract
     Raises InvalidInputError, UnsupportedError, CheckpointError, ParityError or BundleError; the destination is then as
     it was before.
     """
-    _check(request)
+    check_request(request)
     progress("reading the checkpoint", 0.0)
     checkpoint = open_checkpoint(request.source, revision=request.revision, adapter=request.adapter)
     progress("reading the checkpoint", 1.0)
@@ -81,7 +82,7 @@ def export_checkpoint(
     checkpoint: Checkpoint, request: ExportRequest, progress: Progress = lambda step, fraction: None
 ) -> Manifest:
     """As ``export_model``, for a checkpoint that is already open."""
-    _check(request)
+    check_request(request)
     guard = _guard_format(checkpoint, request.task)
     with staging(request.out, request.overwrite) as directory:
         (directory / TOKENIZER_FILE).write_bytes(checkpoint.tokenizer_json)
@@ -111,8 +112,8 @@ def export_checkpoint(
     return bundle.manifest
 
 
-def _check(request: ExportRequest) -> None:
-    """Everything that can be refused before any work."""
+def check_request(request: ExportRequest) -> None:
+    """Everything that can be refused before any work. Raises InvalidInputError or UnsupportedError."""
     profile(request.quantization)
     if request.exporter not in ("direct", "optimum"):
         raise InvalidInputError("exporter", "expected direct or optimum")
@@ -120,7 +121,7 @@ def _check(request: ExportRequest) -> None:
         raise InvalidInputError("task", "expected guard or instruct")
     if request.exporter == "optimum" and request.quantization != "none":
         raise UnsupportedError(f"exporter optimum: quantization {request.quantization!r}; it exports 'none' only")
-    if request.name is not None and not _NAME.fullmatch(request.name):
+    if request.name is not None and not NAME.fullmatch(request.name):
         raise InvalidInputError("name", "expected up to 128 letters, digits, '.', '_' or '-', a letter or digit first")
     if request.max_kl is not None and not request.max_kl >= 0:
         raise InvalidInputError("max_kl", "expected a number of at least 0")
@@ -169,13 +170,10 @@ def _build(
 def _manifest(
     checkpoint: Checkpoint, request: ExportRequest, guard: GuardFormat | None, quantization: Quantization, graph: Graph
 ) -> Manifest:
-    packages = ["guardlet", "numpy", "onnx", "onnxruntime"]
-    if request.exporter == "optimum":
-        packages += ["optimum", "optimum-onnx", "torch", "transformers"]
     return Manifest(
-        name=request.name or _default_name(checkpoint.source.name, request.quantization),
+        name=request.name or f"{plain_name(checkpoint.source.name)}-{request.quantization}"[-128:].lstrip("-._"),
         task=request.task,
-        tools={package: version(package) for package in packages},
+        tools=exporter_versions(request.exporter),
         source=checkpoint.source,
         shape=checkpoint.spec.shape(),
         quantization=quantization,
@@ -189,6 +187,15 @@ def _manifest(
     )
 
 
-def _default_name(source: str, quantization: str) -> str:
+def exporter_versions(exporter: str) -> dict[str, str]:
+    """The packages that have a hand in a bundle, as its manifest lists them."""
+    packages = ["guardlet", "numpy", "onnx", "onnxruntime"]
+    if exporter == "optimum":
+        packages += ["optimum", "optimum-onnx", "torch", "transformers"]
+    return {package: version(package) for package in packages}
+
+
+def plain_name(source: str) -> str:
+    """The last part of a source's name, in the characters that names of models may have."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.rsplit("/", 1)[-1].removesuffix(".gguf")).strip("-._")
-    return f"{stem or 'model'}-{quantization}"[-128:].lstrip("-._")
+    return stem or "model"

@@ -12,17 +12,18 @@ from guard.bundle.signature import SIGNATURE_FILE
 from guard.errors import InvalidInputError, UnsupportedError
 
 
-def check_signing_key(private_key: Path) -> None:
-    """Whether ``sign_bundle`` can use it, before the long work of an export.
+def check_signing_key(private_key: Path) -> BundleKey:
+    """Whether ``sign_bundle`` can use it, before the long work of an export; returns its public half.
 
     Raises InvalidInputError for anything but an unencrypted PEM key on P-256, P-384 or P-521, UnsupportedError where
     the extra is not installed.
     """
-    _public_key(private_key)
+    key = _public_key(private_key)
     try:
         import model_signing.signing  # noqa: F401
     except ImportError:
         raise UnsupportedError("signing needs the package model-signing: pip install 'guardlet[signing]'") from None
+    return key
 
 
 def sign_bundle(directory: Path, private_key: Path) -> BundleKey:

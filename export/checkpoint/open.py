@@ -28,6 +28,11 @@ def open_checkpoint(source: str, *, revision: str | None = None, adapter: Path |
     return checkpoint if adapter is None else apply_adapter(checkpoint, adapter)
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether ``source``, if there is no such path, is looked for on the hub."""
+    return _HUB_ID.fullmatch(source) is not None
+
+
 def _open_source(source: str, revision: str | None) -> Checkpoint:
     path = Path(source)
     local = path.is_dir() or path.is_file()
@@ -37,7 +42,7 @@ def _open_source(source: str, revision: str | None) -> Checkpoint:
         return _open_directory(path)
     if path.is_file():
         return open_gguf(path)
-    if _HUB_ID.fullmatch(source):
+    if is_hub_id(source):
         directory, commit = download(source, revision)
         return open_directory(directory, name=source, revision=commit)
     raise CheckpointError(

@@ -11,12 +11,12 @@ from typing import Any
 
 from export.checkpoint import open_checkpoint
 from export.checkpoint.model import Checkpoint
+from export.memory import available_bytes, needed_bytes
 from export.pipeline import ExportRequest, Progress, export_checkpoint
 from export.qualify.checks import check_answer_tokens, check_prompts
 from export.qualify.guard_checks import GuardSetup, check_guard
 from export.qualify.instruct_checks import check_answers
 from export.qualify.lines import Line, Lines, Result
-from export.qualify.memory import available_bytes, needed_bytes
 from export.qualify.published import published_scores
 from export.qualify.report import write_report
 from guard.bundle.manifest import Manifest, Task

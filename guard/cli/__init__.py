@@ -4,7 +4,8 @@ So ``guard --help`` is instant, and an image without the export extra still has 
 module has ``configure(parser)``, which adds its options, and ``run(args)``, which returns the exit status.
 
 Exit statuses, the same for all commands: 0 done (classify: safe), 1 failed, with one line on stderr that says why,
-2 the command line is wrong, 3 unsafe (classify, generate --moderate), 130 interrupted. Only 0 means safe.
+2 the command line is wrong, 3 unsafe (classify, generate --moderate), 4 some of several failed (export --config), 130
+interrupted. Only 0 means safe.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from guard.errors import GuardError, InvalidInputError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_SOME_FAILED = 4
+EXIT_INCOMPLETE = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -42,6 +45,7 @@ COMMANDS = {
     "tag": Command("guard.cli.tag", "client", "choose a label for a text"),
     "eval": Command("guard.cli.eval", "eval", "measure a guard on labelled rows"),
     "screen": Command("guard.cli.screen", "eval", "choose the thresholds of a small guard before a large one"),
+    "bulk": Command("guard.cli.bulk", "bulk", "judge a file of rows"),
     "health": Command("guard.cli.health", "client", "ask a server whether it serves"),
     "policies": Command("server.cli_policies", "server", "check a file of policies, and show what each comes to"),
     "keys": Command("server.cli_keys", "server", "make an API key for a caller, or check the file of callers"),

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from export.checkpoint import open_checkpoint
+from export.memory import available_bytes, needed_bytes
 from export.qualify import Line, QualifyRequest, qualify
 from export.qualify.checks import check_answer_tokens
 from export.qualify.guard_checks import AGREEMENT, highest_share
 from export.qualify.lines import Lines
-from export.qualify.memory import available_bytes, needed_bytes
 from export.qualify.probes import probe_data
 from export.qualify.published import TOLERANCE, published_scores
 from export.spec import ModelSpec
