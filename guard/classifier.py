@@ -151,7 +151,7 @@ class Classifier:
     ) -> Job[Judgement]:
         """Make the passes until one is unsafe; the worst of them, with the tokens of all."""
         began = time.monotonic()
-        held = HeldPrompt(self._reader.shape, tokens)
+        held = HeldPrompt(self._reader.shape, tokens, filled=True)
         readings: list[tuple[Reading, Pass]] = []
         for each in passes:
             reading = yield from self._reader.read(each.prompt, task.policy, task.mode, held)

@@ -39,10 +39,13 @@ class Reading:
 
 
 class HeldPrompt:
-    """A KV cache and the token ids in it: the next prompt that begins with the same ids computes only the rest."""
+    """A KV cache and the token ids in it: the next prompt that begins with the same ids computes only the rest.
 
-    def __init__(self, shape: ModelShape, capacity: int) -> None:
-        self.cache = KvCache(shape, capacity)
+    ``filled`` as for KvCache.
+    """
+
+    def __init__(self, shape: ModelShape, capacity: int, *, filled: bool = False) -> None:
+        self.cache = KvCache(shape, capacity, filled=filled)
         self._token_ids: tuple[int, ...] = ()
 
     def keep_common(self, token_ids: tuple[int, ...]) -> int:

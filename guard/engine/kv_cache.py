@@ -19,14 +19,15 @@ Float32 = npt.NDArray[np.float32]
 
 class KvCache:
     """Keys and values of up to ``capacity`` tokens: ``arrays`` holds key and value of each layer in turn, each float32
-    [1, kv_heads, capacity, head_dim]. Pages are touched as tokens arrive, so spare capacity costs no resident memory.
+    [1, kv_heads, capacity, head_dim]. Pages are touched as tokens arrive, so spare capacity costs no resident memory,
+    but for one that is told that it will be ``filled``.
     """
 
-    def __init__(self, shape: ModelShape, capacity: int) -> None:
+    def __init__(self, shape: ModelShape, capacity: int, *, filled: bool = False) -> None:
         self.capacity = capacity
         self.length = 0
         self.freed = False
-        self._pages = Pages((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim))
+        self._pages = Pages((2 * shape.layers, 1, shape.kv_heads, capacity, shape.head_dim), filled=filled)
         self.arrays: list[Float32] = list(self._pages.array)
 
     def free(self) -> None:

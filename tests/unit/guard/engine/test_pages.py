@@ -62,3 +62,24 @@ def test_a_system_without_memory_is_overloaded() -> None:
     with pytest.raises(OverloadedError, match="no memory") as refused:
         Pages((1 << 45,))  # more than a process can address
     assert refused.value.retry_after_s > 0
+
+
+@linux_only
+@pytest.mark.parametrize("filled", [False, True])
+def test_memory_is_zero_and_goes_back_whatever_its_pages(filled: bool) -> None:
+    before = resident_bytes()
+    array = Pages((2, 4 * MIB), filled=filled).array
+    assert not array.any()
+    array[:] = 1
+    assert resident_bytes() - before > 30 * MIB
+    del array
+    gc.collect()
+    assert resident_bytes() - before < 2 * MIB
+
+
+@pytest.mark.parametrize(("name", "filled"), [("_HUGE_PAGES", True), ("_NO_HUGE_PAGES", False)])
+def test_a_kernel_without_huge_pages_is_no_reason_to_fail(
+    monkeypatch: pytest.MonkeyPatch, name: str, filled: bool
+) -> None:
+    monkeypatch.setattr(f"guard.engine.pages.{name}", 0x7FFF)  # EINVAL, as such a kernel says
+    assert (Pages((1, 5), filled=filled).array == 0).all()
