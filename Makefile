@@ -121,14 +121,15 @@ endef
 QUALITY := .cache/quality
 
 .PHONY: model-card
-model-card: models models/embedded-guard-none/manifest.json models/embedded-guard-int4/manifest.json ## measure the embedded guard on DATA=rows.jsonl.gz (half an hour), rewrite its model card
+model-card: models $(patsubst %,models/embedded-guard-%/manifest.json,none int4 int4-small) ## measure the embedded guard on DATA=rows.jsonl.gz (an hour), rewrite its model card
 	@test -f "$(DATA)" || { echo "say DATA=FILE: labelled rows, as for guard eval" >&2; exit 2; }
 	$(call measure,models/embedded-guard-none,$(QUALITY)/none)
 	$(call measure,models/embedded-guard,$(QUALITY)/int8,--compare $(QUALITY)/none/predictions.jsonl)
 	$(call measure,models/embedded-guard-int4,$(QUALITY)/int4,--compare $(QUALITY)/none/predictions.jsonl)
+	$(call measure,models/embedded-guard-int4-small,$(QUALITY)/int4-small,--compare $(QUALITY)/none/predictions.jsonl)
 	$(call measure,models/embedded-guard,$(QUALITY)/exact,--mode exact --compare $(QUALITY)/int8/predictions.jsonl)
 	@$(GUARD) eval training/probes.jsonl --guard models/embedded-guard --out $(QUALITY)/probes --restart
-	@$(BIN)/python -m tools.model_card $(foreach run,int8 int4 exact probes,$(QUALITY)/$(run)/report.json)
+	@$(BIN)/python -m tools.model_card $(foreach run,int8 int4 int4-small exact probes,$(QUALITY)/$(run)/report.json)
 
 # Other quantizations of the instruct model, to compare with: models/embedded-instruct-none (float32), -int4.
 models/embedded-instruct-%/manifest.json: $(SMOLLM2) $(EXPORTER) | $(RUNTIME)

@@ -10,7 +10,7 @@ from export.spec import ModelSpec
 
 #: Bytes a parameter while a profile is exported, compared and run. Resident at most, measured with the 1B shape:
 #: 4.0 GiB for float32, 1.3 GiB for int8 and int4. This leaves room for an ONNX Runtime that packs weights differently.
-_BYTES = {"none": 5.0, "int8": 2.0, "int4": 1.75}
+_BYTES = {"none": 5.0, "int8": 2.0, "int4": 1.75, "int4-small": 1.75}
 #: The process itself, the reference's layer, KV caches.
 _BASE = 1 << 30
 #: Of an export alone: bytes of the process, those for whole rows of logits, which an instruct model's are compared by,

@@ -23,7 +23,7 @@ from guard.runtime import load_guard
 #: A trained guard ranks nearly every plainly harmful conversation above every plainly harmless one; chance is 0.5.
 SEPARATION_AUROC = 0.85
 #: Share of verdicts that must be float32's.
-AGREEMENT = {"int8": 0.99, "int4": 0.95}
+AGREEMENT = {"int8": 0.99, "int4": 0.95, "int4-small": 0.9}
 #: Share of built-in conversations on which exact and one-pass mode must agree, and how near their scores must be.
 MODE_AGREEMENT, MODE_SCORES = 0.95, 1e-3
 _THRESHOLD = 0.5

@@ -26,7 +26,7 @@ from guard.evaluation.runner import Progress as RowProgress
 from guard.prompt import LLAMA_GUARD_3_1B
 
 #: float32 first: the others are compared with it.
-PROFILES = ("none", "int8", "int4")
+PROFILES = ("none", "int8", "int4", "int4-small")
 
 
 @dataclass(frozen=True)

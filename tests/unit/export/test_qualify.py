@@ -17,6 +17,7 @@ from export.qualify.guard_checks import AGREEMENT, highest_share
 from export.qualify.lines import Lines
 from export.qualify.probes import probe_data
 from export.qualify.published import TOLERANCE, published_scores
+from export.qualify.run import PROFILES
 from export.spec import ModelSpec
 from export.synthetic import LLAMA_3_2_1B, TINY, TINY_LLAMA_3, make_checkpoint
 from guard.bundle.guard_format import GuardFormat
@@ -227,4 +228,4 @@ def test_few_rows_do_not_tell_shares_apart() -> None:
 
 
 def test_every_quantized_profile_has_a_bound() -> None:
-    assert set(AGREEMENT) == {"int8", "int4"}
+    assert {"none", *AGREEMENT} == set(PROFILES)
