@@ -77,11 +77,11 @@ class Child:
             return _message(errors) or f"ended with status {status}"
         name = signal.Signals(-status).name
         if status == -signal.SIGKILL and memory_kills() > self._kills:
-            return f"killed for memory by the system ({name}); {self._seen()}"
-        return f"killed by {name}; {self._seen()}"
+            return f"killed for memory by the system ({name}), {self._seen()}"
+        return f"killed by {name}, {self._seen()}"
 
     def _seen(self) -> str:
-        return "its memory was not seen" if self._peak is None else f"it had {self._peak / (1 << 20):.0f} MiB"
+        return "its memory not seen" if self._peak is None else f"last seen with {self._peak / (1 << 20):.0f} MiB"
 
 
 def export_command(request: ExportRequest, overwrite: bool) -> list[str]:

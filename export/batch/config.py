@@ -13,7 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
-from export.batch.document import Entry, parse
+from export.batch.document import STRING, Entry, parse
 from export.checkpoint.open import is_hub_id
 from export.pipeline import NAME, ExportRequest, check_request, plain_name
 from export.quantize.profile import PROFILES, PURPOSES
@@ -192,7 +192,7 @@ def _placeholders() -> str:
 
 
 def _size(entry: Entry) -> int:
-    if isinstance(entry.node.value, str) and entry.node.tag.endswith(":str"):
+    if entry.tag == STRING:
         try:
             size = read_size(entry.text())
         except InvalidInputError as error:

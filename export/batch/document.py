@@ -10,11 +10,8 @@ import yaml
 
 from guard.errors import InvalidInputError
 
-_STRING, _BOOLEAN, _NUMBERS = (
-    "tag:yaml.org,2002:str",
-    "tag:yaml.org,2002:bool",
-    ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"),
-)
+STRING, _BOOLEAN = "tag:yaml.org,2002:str", "tag:yaml.org,2002:bool"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def parse(text: str) -> Entry:
@@ -34,7 +31,7 @@ def parse(text: str) -> Entry:
 
 @dataclass(frozen=True)
 class Entry:
-    """A value of the file; ``where`` is its path, such as ``exports[1].task``. All methods raise InvalidInputError."""
+    """A value of the file; ``where`` is its path, such as ``exports[1].task``. All readings raise InvalidInputError."""
 
     where: str
     node: yaml.Node
@@ -43,6 +40,11 @@ class Entry:
     def line(self) -> int:
         """Counted from 1."""
         return int(self.node.start_mark.line) + 1
+
+    @property
+    def tag(self) -> str:
+        """What kind of scalar it is, as YAML names them; empty for lists and mappings, whatever they claim."""
+        return str(self.node.tag) if isinstance(self.node, yaml.ScalarNode) else ""
 
     def refusal(self, problem: str) -> InvalidInputError:
         """The error that says ``problem`` of this entry."""
@@ -80,7 +82,7 @@ class Entry:
 
     def text(self) -> str:
         """A text that is not empty."""
-        if self.node.tag != _STRING:
+        if self.tag != STRING:
             raise self.refusal("expected text; quote it")
         if not self.node.value:
             raise self.refusal("is empty")
@@ -88,26 +90,26 @@ class Entry:
 
     def choice(self, names: Collection[str]) -> str:
         """One of ``names``."""
-        if self.node.tag != _STRING or self.node.value not in names:
+        if self.tag != STRING or self.node.value not in names:
             raise self.refusal(f"expected {' or '.join(names)}")
         return str(self.node.value)
 
     def flag(self) -> bool:
         """true or false."""
-        if self.node.tag != _BOOLEAN:
+        if self.tag != _BOOLEAN:
             raise self.refusal("expected true or false")
         return bool(self._scalar())
 
     def number(self, low: float) -> float:
         """A number of at least ``low``."""
-        value = self._scalar() if self.node.tag in _NUMBERS else None
+        value = self._scalar() if self.tag in _NUMBERS else None
         if value is None or not low <= value < float("inf"):
             raise self.refusal(f"expected a number of at least {low:g}")
         return float(value)
 
     def count(self) -> int:
         """A whole number from 1 on."""
-        value = self._scalar() if self.node.tag == _NUMBERS[0] else 0
+        value = self._scalar() if self.tag == _NUMBERS[0] else 0
         if not 1 <= value <= 1 << 62:
             raise self.refusal("expected a whole number of at least 1")
         return int(value)
@@ -115,7 +117,7 @@ class Entry:
     def _scalar(self) -> Any:
         try:
             return yaml.constructor.SafeConstructor().construct_object(self.node)
-        except ValueError:  # an explicit tag over something else: !!int word
+        except (ValueError, LookupError):  # an explicit tag over something else: !!int word, !!bool word
             raise self.refusal("cannot be read") from None
 
 

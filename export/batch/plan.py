@@ -62,7 +62,8 @@ def plan_jobs(batch: Batch, options: RunOptions, limit: int | None, say: Say, of
             continue
         key = (job.request.source, job.request.revision, job.request.adapter)
         if key not in opened:
-            say(f"reading {job.request.source}")
+            adapter = "" if job.request.adapter is None else f" with {job.request.adapter}"
+            say(f"reading {job.request.source}{adapter}")
             opened[key] = _Opened() if offline and job.from_hub else _open(job)
         planned.append(_plan(batch, job, opened[key], options.again, limit))
     return planned

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from export.batch.child import Child, Ending
@@ -14,7 +15,9 @@ from export.batch.records import Record, known_manifest, manifest_digest, option
 from export.batch.report import Outcome, Report, Row
 from export.batch.schedule import Schedule
 from export.memory import available_bytes
+from export.package import staging
 from guard.engine.cpus import available_cpus
+from guard.errors import BundleError
 
 _POLL_S = 0.05
 #: How long exports that are interrupted may take to remove what they began.
@@ -128,6 +131,8 @@ class _Run:
             write_record(self._batch.output, job.name, record)
             self._set(planned, "made", planned.decision.reason)
         else:
+            with suppress(BundleError), staging(job.request.out, overwrite=True):
+                pass  # removes what one that was killed had begun
             self._set(planned, "failed", ending.error, seconds, ending.peak_bytes)
 
     def _set(

@@ -83,14 +83,14 @@ def test_one_that_is_killed_is_told_apart(
     child = Child(request, False, lock)
     os.kill(child.pid, signal.SIGKILL)
     error = end_of(child).error
-    assert error is not None and error.startswith("killed by SIGKILL; it")
+    assert error is not None and error.startswith("killed by SIGKILL, ")
 
     child = Child(request, False, lock)
     kills = memory_kills()
     monkeypatch.setattr(child_module, "memory_kills", lambda: kills + 1)
     os.kill(child.pid, signal.SIGKILL)
     error = end_of(child).error
-    assert error is not None and error.startswith("killed for memory by the system (SIGKILL); it")
+    assert error is not None and error.startswith("killed for memory by the system (SIGKILL), ")
 
 
 def test_one_that_is_stopped_tidies_up(tiny: Path, tmp_path: Path, lock: int) -> None:

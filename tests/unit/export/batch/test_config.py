@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,9 @@ def test_optimum_is_not_quantized_unless_told() -> None:
         ("output: o\nmax_memory: 6 GB\nexports: [{source: a}]", "max_memory: expected a number with Ki, Mi, Gi"),
         ("output: o\nmax_memory: 0\nexports: [{source: a}]", "max_memory: expected a whole number of at least 1"),
         ("output: o\nparallel: true\nexports: [{source: a}]", "parallel: expected a whole number of at least 1"),
+        ("output: !!str [a]\nexports: [{source: a}]", "output: expected text; quote it (line 1)"),
+        ("output: o\nparallel: !!int ''\nexports: [{source: a}]", "parallel: cannot be read (line 2)"),
+        ("output: o\nexports: [{source: a, packed: !!bool word}]", "exports[0].packed: cannot be read (line 2)"),
         ("output: o\nparallel: !!int word\nexports: [{source: a}]", "parallel: cannot be read (line 2)"),
     ],
 )
@@ -216,3 +220,10 @@ def test_what_the_schema_refuses_is_refused(key: str, value: Any) -> None:
     document = {"output": "o", "exports": [{"source": "a", key: value}]}
     if not VALIDATOR.is_valid(document):
         assert refusal(yaml.safe_dump(document)).startswith(f"exports[0].{key}")
+
+
+@given(st.text(alphabet="output: exports source[]{}-\n\"'&*!|>%@`#,0159.~\t\x07", max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for document in (text, f"output: o\nexports: [{{source: a, name: {text}}}]", f"output: o\nexports: {text}"):
+        with suppress(InvalidInputError):
+            read(document)

@@ -181,6 +181,7 @@ def test_an_export_that_is_killed_alone_is_reported(tiny: Path, tmp_path: Path) 
     thread.join()
     assert outcomes(report) == {"victim": "failed", "x-none": "made", "x-int8": "made"}
     assert report.exports[0].reason.startswith("killed by SIGKILL")
+    assert list(batch.output.glob(".*.partial")) == []
     assert outcomes(run_batch(batch, RunOptions())) == {"victim": "made", "x-none": "current", "x-int8": "current"}
 
 
