@@ -197,7 +197,7 @@ class App:
         settings = self.settings
         server = grpc.aio.server(
             interceptors=self.interceptors,
-            options=channel.options(settings.max_message_bytes),
+            options=channel.options(settings.max_message_bytes, settings.max_connection_age_s),
         )
         moderation_pb2_grpc.add_ModerationServiceServicer_to_server(self.moderation, server)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self.generation, server)

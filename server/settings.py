@@ -47,7 +47,8 @@ class Settings:
 
     Time, in seconds: ``default_deadline_s`` for callers that set none, ``max_deadline_s`` caps all. ``drain_delay_s``
     is between NOT_SERVING and the first refusal on SIGTERM, ``grace_s`` what requests then have to finish. A model
-    whose step takes longer than ``step_timeout_s`` hangs, and the process ends.
+    whose step takes longer than ``step_timeout_s`` hangs, and the process ends. A connection older than
+    ``max_connection_age_s`` takes no new calls, so that its client looks again where servers are; 0 is never.
 
     Generation: ``max_tokens`` a request may ask for, ``default_max_tokens`` for those that do not say. A reader of a
     stream may lag ``max_unsent_tokens`` behind. Reader or writer of any stream may stall for ``stream_idle_s``.
@@ -96,6 +97,7 @@ class Settings:
     drain_delay_s: float = 2.0
     grace_s: float = 30.0
     step_timeout_s: float = 60.0
+    max_connection_age_s: float = 0.0
     max_tokens: int = 4096
     default_max_tokens: int = 256
     max_unsent_tokens: int = 512
@@ -143,6 +145,7 @@ class Settings:
             "kv_cache_mib",
             "drain_delay_s",
             "grace_s",
+            "max_connection_age_s",
             "cache_entries",
             "audit_keep",
             "deadline_part",

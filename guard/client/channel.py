@@ -20,9 +20,11 @@ DEFAULT_TIMEOUT_S = 60.0
 #: Seconds between two looks at a server that is starting.
 POLL_S = 0.1
 
+#: Calls go to all addresses that the name of the server has, in turn; gRPC's default takes the first for good.
 #: gRPC's own retry policy (proposal A6). Only Classify, which is idempotent, and only when the server is UNAVAILABLE.
 #: Throttling: when more than half of the recent calls fail, retries stop. No hedging: compute is not free.
 _SERVICE_CONFIG = {
+    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{"service": "guard.v1.ModerationService", "method": "Classify"}],

@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from tests.e2e.conftest import ROOT
+from tests.e2e.documented import blocks, output
 
 from .facade import UNSAFE
 from .test_ray_serve import free_ports
@@ -143,6 +144,23 @@ def test_a_deadline_comes_as_metadata(stub: Any) -> None:
         infer(stub, [UNSAFE * 20], metadata=[("guardlet-timeout", "0.001")])
     assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert (late.value.details() or "").startswith("DEADLINE: ")
+
+
+def test_the_program_of_the_documentation(predictor: Predictor, stub: Any) -> None:
+    (program,) = blocks("docs/scaling.md", "kserve", "python")
+    assert output(program, {"127.0.0.1:8081": f"127.0.0.1:{predictor.grpc}"}).startswith(
+        "verdict [b'safe' b'unsafe']\n"
+    )
+
+
+def test_a_deadline_that_passes_stops_the_work(predictor: Predictor, stub: Any) -> None:
+    with pytest.raises(grpc.RpcError) as late:
+        infer(stub, [f"{UNSAFE * 50} {index}" for index in range(64)], timeout=0.5)
+    assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    deadline = time.monotonic() + _START_S
+    while '"code": "CANCELLED"' not in predictor.log.read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_overload_is_refused_and_never_safe(stub: Any) -> None:

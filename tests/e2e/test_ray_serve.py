@@ -27,11 +27,12 @@ import pytest
 import yaml
 from google.rpc import error_details_pb2, status_pb2
 
-from guard.client import GenerationOptions, GuardClient, RequestRejectedError, UnsafeTextError
+from guard.client import DeadlineExceededError, GenerationOptions, GuardClient, RequestRejectedError, UnsafeTextError
 from guard.conversation import Message, Role
 from guard.v1 import moderation_pb2, moderation_pb2_grpc
 from guard.verdict import Verdict
 from tests.e2e.conftest import ROOT
+from tests.e2e.documented import check, commands
 
 from .facade import UNSAFE
 
@@ -202,6 +203,23 @@ def test_streams(ray_client: GuardClient) -> None:
         ):
             shown += text
     assert "poison" not in shown
+
+
+@pytest.mark.parametrize(("command", "pieces"), commands("docs/scaling.md", "ray"))
+def test_the_commands_of_the_documentation(serving: RayServe, command: str, pieces: str) -> None:
+    check(command, pieces, {"127.0.0.1:9000": serving.address})
+
+
+def test_a_deadline_that_passes_stops_the_work(serving: RayServe) -> None:
+    with GuardClient(serving.address, timeout_s=0.4) as client:
+        for generate in (client.generate, lambda *asked: list(client.stream_generate(*asked))):
+            with pytest.raises(DeadlineExceededError):
+                generate("Write a long story.", GenerationOptions(max_tokens=1000, temperature=0))
+
+    def cancelled() -> int:
+        return sum('"code": "CANCELLED"' in line for line in serving.lines("call"))
+
+    until(lambda: cancelled() >= 2, serving.log)
 
 
 def test_a_stream_that_is_refused_says_why_in_words(ray_client: GuardClient) -> None:
