@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,68 +107,73 @@ def _expand(entry: Entry, defaults: Mapping[str, Entry], base: Path, output: Pat
     fields = {**inherited, **given}
     if "profile" in fields and "quantization" in fields:
         raise fields["profile"].refusal("is another word for quantization; give one of them")
-
-    def one(name: str, read: Callable[[Entry], T], default: T) -> T:
-        return read(fields[name]) if name in fields else default
-
-    def some(name: str, read: Callable[[Entry], T], default: T) -> list[T]:
-        return [read(value) for value in fields[name].one_or_more()] if name in fields else [default]
-
-    exporter: Any = one("exporter", lambda value: value.choice(("direct", "optimum")), "direct")
-    quantizations = some("quantization", lambda value: value.choice(tuple(PROFILES)), _default(exporter))
+    exporter: Any = _one(fields, "exporter", lambda value: value.choice(("direct", "optimum")), "direct")
+    unsaid = "none" if exporter == "optimum" else "int8"
+    quantizations = _some(fields, "quantization", lambda value: value.choice(tuple(PROFILES)), unsaid)
     if "profile" in fields:
-        quantizations = some("profile", lambda value: PURPOSES[value.choice(tuple(PURPOSES))], "")
-    tasks: list[Any] = some("task", lambda value: value.choice(("guard", "instruct")), "guard")
-    jobs = []
-    for source, task, adapter, quantization, packed in product(
-        some("source", lambda value: _source(value, base), ""),
+        quantizations = _some(fields, "profile", lambda value: PURPOSES[value.choice(tuple(PURPOSES))], unsaid)
+    tasks: list[Any] = _some(fields, "task", lambda value: value.choice(("guard", "instruct")), "guard")
+    common = ExportRequest(
+        source="",
+        out=output,
+        task=tasks[0],
+        revision=_one(fields, "revision", Entry.text, None),
+        exporter=exporter,
+        parity=_one(fields, "parity", Entry.flag, True),
+        calibrate=_one(fields, "calibration", Entry.flag, True),
+        max_kl=_one(fields, "max_kl", lambda value: value.number(0), None),
+        sign=_one(fields, "sign", lambda value: base / value.text(), None),
+    )
+    combinations = product(
+        [_source(value, base) for value in fields["source"].one_or_more()],
         tasks,
-        some("adapter", lambda value: base / value.text(), None),
+        _some(fields, "adapter", lambda value: base / value.text(), None),
         quantizations,
-        some("packed", Entry.flag, False),
-    ):
-        values = {
-            "source": plain_name(source),
-            "task": task,
-            "quantization": quantization,
-            "adapter": "" if adapter is None else plain_name(adapter.name),
-            "packed": "-packed" if packed else "",
-        }
-        name = _named(fields["name"], values) if "name" in fields else DEFAULT_NAME.format_map(values)
-        if not NAME.fullmatch(name):
-            raise fields.get("name", entry).refusal(
-                f"gives {name!r}: expected up to 128 letters, digits, '.', '_', '-'"
-            )
-        if name in (JSON_FILE, MARKDOWN_FILE):
-            raise fields.get("name", entry).refusal(f"gives {name!r}, which the report is called")
-        request = ExportRequest(
-            source=source,
-            out=Path(os.path.abspath(output / name)),
-            task=task,
-            quantization=quantization,
-            revision=one("revision", Entry.text, None),
-            adapter=adapter,
-            exporter=exporter,
-            name=_named(fields["model_name"], values) if "model_name" in fields else name,
-            parity=one("parity", Entry.flag, True),
-            calibrate=one("calibration", Entry.flag, True),
-            max_kl=one("max_kl", lambda value: value.number(0), None),
-            packed=packed,
-            sign=one("sign", lambda value: base / value.text(), None),
+        _some(fields, "packed", Entry.flag, False),
+    )
+    return [
+        _job(
+            entry,
+            fields,
+            replace(common, source=source, task=task, adapter=adapter, quantization=quantization, packed=packed),
         )
-        _check(entry, fields, request)
-        jobs.append(Job(name, request))
-    return jobs
+        for source, task, adapter, quantization, packed in combinations
+    ]
+
+
+def _job(entry: Entry, fields: Mapping[str, Entry], request: ExportRequest) -> Job:
+    """The job of ``request``, whose ``out`` is the directory of all bundles, and which has no name yet."""
+    values = {
+        "source": plain_name(request.source),
+        "task": request.task,
+        "quantization": request.quantization,
+        "adapter": "" if request.adapter is None else plain_name(request.adapter.name),
+        "packed": "-packed" if request.packed else "",
+    }
+    name = _named(fields["name"], values) if "name" in fields else DEFAULT_NAME.format_map(values)
+    place = fields.get("name", entry)
+    if not NAME.fullmatch(name):
+        raise place.refusal(f"gives {name!r}: expected up to 128 letters, digits, '.', '_', '-'")
+    if name in (JSON_FILE, MARKDOWN_FILE):
+        raise place.refusal(f"gives {name!r}, which the report is called")
+    model_name = _named(fields["model_name"], values) if "model_name" in fields else name
+    complete = replace(request, out=Path(os.path.abspath(request.out / name)), name=model_name)
+    _check(entry, fields, complete)
+    return Job(name, complete)
+
+
+def _one(fields: Mapping[str, Entry], name: str, read: Callable[[Entry], T], unsaid: T) -> T:
+    return read(fields[name]) if name in fields else unsaid
+
+
+def _some(fields: Mapping[str, Entry], name: str, read: Callable[[Entry], T], unsaid: T) -> list[T]:
+    return [read(value) for value in fields[name].one_or_more()] if name in fields else [unsaid]
 
 
 def _overruled(key: str, given: Mapping[str, Entry]) -> bool:
     """An export that says its profile does not want the default quantization too, and the other way round."""
     same = ("quantization", "profile")
     return key in given or (key in same and any(name in given for name in same))
-
-
-def _default(exporter: str) -> str:
-    return "none" if exporter == "optimum" else "int8"
 
 
 def _source(entry: Entry, base: Path) -> str:
