@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from guard.errors import InvalidInputError
 from guard.phrases import PhraseList
@@ -81,6 +82,11 @@ class Policy:
         codes = [category.code for category in self.custom_categories]
         if len(set(codes)) != len(codes):
             raise InvalidInputError("policy.custom_categories", "a code is given twice")
+
+    def __reduce__(self) -> tuple[type[Policy], tuple[Any, ...]]:
+        """For other processes: a mapping that cannot be changed cannot be pickled either."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return Policy, tuple({**values, "category_thresholds": dict(self.category_thresholds)}.values())
 
     def threshold_for(self, code: str) -> float:
         """The threshold that applies to ``code``."""

@@ -4,8 +4,8 @@ So ``guard --help`` is instant, and an image without the export extra still has 
 module has ``configure(parser)``, which adds its options, and ``run(args)``, which returns the exit status.
 
 Exit statuses, the same for all commands: 0 done (classify: safe), 1 failed, with one line on stderr that says why,
-2 the command line is wrong, 3 unsafe (classify, generate --moderate), 4 some of several failed (export --config), 130
-interrupted. Only 0 means safe.
+2 the command line is wrong, 3 unsafe (classify, generate --moderate), 4 some of several failed (export --config, bulk),
+130 interrupted. Only 0 means safe.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from guard.errors import GuardError, InvalidInputError
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 4
-EXIT_INCOMPLETE = 4
 EXIT_INTERRUPTED = 130
 
 

@@ -1,4 +1,4 @@
-"""Progress of a long evaluation: a line that counts on a terminal, a line a minute elsewhere."""
+"""Progress of a long run over rows: a bar on a terminal, a line a minute elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+_BAR_CELLS = 20
 _SECONDS_BETWEEN = {True: 0.2, False: 60.0}
 
 
@@ -28,7 +29,7 @@ class RateLine:
         self._shown = now
         text = self._text(done, total, resumed, now - self._began)
         end = "\n" if last else ""
-        self._stream.write(f"\r{text:60}{end}" if self._terminal else f"{text}\n")
+        self._stream.write(f"\r  {_bar(done, total)}{text:60}{end}" if self._terminal else f"{text}\n")
         self._stream.flush()
 
     def _text(self, done: int, total: int, resumed: int, seconds: float) -> str:
@@ -38,6 +39,11 @@ class RateLine:
         rate = (done - resumed) / max(seconds, 1e-9)
         left = "" if done == total else f", {duration((total - done) / rate)} left"
         return f"{text}, {rate:.1f} a second{left}"
+
+
+def _bar(done: int, total: int) -> str:
+    full = _BAR_CELLS * done // max(1, total)
+    return f"[{'#' * full}{'.' * (_BAR_CELLS - full)}]"
 
 
 def duration(seconds: float) -> str:

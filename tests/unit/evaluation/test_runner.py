@@ -135,7 +135,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_counts_with_rate_and_time_left() -> None:
+def test_progress_on_a_terminal_is_a_bar_with_rate_and_time_left() -> None:
     now = [0.0]
     stream = Terminal()
     line = RateLine(stream, clock=lambda: now[0])
@@ -149,9 +149,9 @@ def test_progress_on_a_terminal_counts_with_rate_and_time_left() -> None:
     shown = [part.rstrip() for part in stream.getvalue().split("\r")]
     assert shown == [
         "",
-        "  10/110 rows, 10 of them from an earlier run",
-        "  30/110 rows, 10.0 a second, 0:08 left",
-        "  110/110 rows, 10.0 a second",
+        "  [#...................]  10/110 rows, 10 of them from an earlier run",
+        "  [#####...............]  30/110 rows, 10.0 a second, 0:08 left",
+        "  [####################]  110/110 rows, 10.0 a second",
     ]
     assert stream.getvalue().endswith("\n")
 
