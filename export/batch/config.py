@@ -51,7 +51,7 @@ class Job:
 @dataclass(frozen=True)
 class Batch:
     """What a file asks for. ``max_memory``: bytes that the estimates of running exports may sum to; None: what is free
-    when the run begins. ``parallel``: exports at once, at most; None: half of the container's CPUs.
+    when the run begins. ``parallel``: exports at once, at most; None: one for each four CPUs.
     """
 
     config: Path

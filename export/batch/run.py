@@ -20,6 +20,8 @@ from guard.engine.cpus import available_cpus
 from guard.errors import BundleError
 
 _POLL_S = 0.05
+#: Each export computes on all CPUs; on few of them, two at once only take turns (docs/decisions/0181-batch-export.md).
+_CPUS_EACH = 4
 #: How long exports that are interrupted may take to remove what they began.
 _TIDY_S = 20.0
 
@@ -78,7 +80,7 @@ class _Run:
         for each in planned:
             self._settle(each)
         needs = {name: each.need or 0 for name, each in work.items()}
-        schedule = Schedule(needs, self._limit, self._batch.parallel or max(1, available_cpus() // 2))
+        schedule = Schedule(needs, self._limit, self._batch.parallel or max(1, available_cpus() // _CPUS_EACH))
         try:
             while self._start_more(schedule, work) or self._running:
                 time.sleep(_POLL_S)
