@@ -89,8 +89,15 @@ serve: models ## the server on 127.0.0.1:50051, until Ctrl-C
 	@exec $(GUARD) serve $(SERVE_FLAGS) --address 127.0.0.1:50051
 
 # ---------------------------------------------------------------- quality
+LITELLM := .cache/litellm
+$(LITELLM)/.installed: tools/litellm.txt
+	@echo "==> $(LITELLM): installing LiteLLM and what guard.client needs, for one example (500 MB)"
+	@$(PYTHON) -m venv --clear $(LITELLM)
+	@$(LITELLM)/bin/python -m pip install -qq --disable-pip-version-check -r tools/litellm.txt && touch $@ \
+	  || { rm -rf $(LITELLM); echo "==> $(LITELLM): cannot be installed; the tests of that example are skipped"; }
+
 .PHONY: test test-parity check bench
-test: $(DEV) models ## the tests (those that need torch: make test-parity)
+test: $(DEV) models $(LITELLM)/.installed ## the tests (those that need torch: make test-parity)
 	@$(BIN)/python -m pytest --ignore tests/parity
 
 test-parity: $(REFERENCE) $(LLAMA3_TOKENIZER) models ## against optimum and transformers; all that needs torch
