@@ -43,21 +43,39 @@ def test_only_scrapers_reach_the_metrics_and_only_clients_the_service(tmp_path: 
     for name in ("service.yaml", "service-metrics.yaml"):
         (port,) = read(name)["spec"]["ports"]
         assert port["port"] == ports[port["targetPort"]]
+    assert settings.http_address == "off"
     assert int(read("service-metrics.yaml")["metadata"]["annotations"]["prometheus.io/port"]) == ports["metrics"]
     allowed = {rule["ports"][0]["port"]: rule["from"] for rule in read("networkpolicy.yaml")["spec"]["ingress"]}
-    assert allowed.keys() == set(ports.values())
+    assert allowed.keys() == set(ports.values()) - {ports["http"]}
     assert allowed[ports["metrics"]] == [{"namespaceSelector": {"matchLabels": {"guardlet-scraper": "true"}}}]
     (clients,) = allowed[ports["grpc"]]
     assert clients["podSelector"]["matchLabels"] == {"guardlet-client": "true"}
 
 
-def test_spans_go_where_the_network_lets_them(tmp_path: Path) -> None:
-    variables = read("tracing/configmap.yaml")
-    (source,) = container(read("deployment.yaml"))["envFrom"]
-    assert source["configMapRef"] == {"name": variables["metadata"]["name"], "optional": True}
-    deployment = read("deployment.yaml")
+def with_variables_of(overlay: str) -> dict[str, Any]:
+    """The Deployment as it is with the ConfigMap of ``overlay``."""
+    variables, deployment = read(f"{overlay}/configmap.yaml"), read("deployment.yaml")
+    assert {"configMapRef": {"name": variables["metadata"]["name"], "optional": True}} in container(deployment)[
+        "envFrom"
+    ]
     container(deployment)["env"] = [{"name": name, "value": value} for name, value in variables["data"].items()]
+    return deployment  # type: ignore[no-any-return]
+
+
+def test_http_is_spoken_where_the_network_lets_clients_in(tmp_path: Path) -> None:
+    deployment = with_variables_of("http")
     settings = settings_of(deployment, tmp_path)
+    ports = {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+    assert settings.http_address == f"0.0.0.0:{ports['http']}"
+    (rule,) = read("http/networkpolicy.yaml")["spec"]["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [ports["http"]]
+    assert rule["from"] == read("networkpolicy.yaml")["spec"]["ingress"][0]["from"]
+    (port,) = read("http/service.yaml")["spec"]["ports"]
+    assert port["targetPort"] == "http"
+
+
+def test_spans_go_where_the_network_lets_them(tmp_path: Path) -> None:
+    settings = settings_of(with_variables_of("tracing"), tmp_path)
     assert 0 < settings.trace_ratio < 1
     assert read("networkpolicy.yaml")["spec"]["egress"] == []
     names, spans = read("tracing/networkpolicy.yaml")["spec"]["egress"]
@@ -116,12 +134,14 @@ def test_parts_find_each_other() -> None:
         read("service.yaml")["spec"]["selector"],
         read("service-metrics.yaml")["spec"]["selector"],
         read("tracing/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
+        read("http/networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
+        read("http/service.yaml")["spec"]["selector"],
         read("pdb.yaml")["spec"]["selector"]["matchLabels"],
         read("networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"],
     ):
         assert selector and selector.items() <= labels.items()
     assert read("hpa.yaml")["spec"]["scaleTargetRef"]["name"] == read("deployment.yaml")["metadata"]["name"]
-    for directory in (KUBERNETES, KUBERNETES / "tracing"):
+    for directory in (KUBERNETES, KUBERNETES / "tracing", KUBERNETES / "http"):
         named = set(read(f"{directory}/kustomization.yaml")["resources"])
         assert named == {path.name for path in directory.glob("*.yaml")} - {"kustomization.yaml"}
 
@@ -160,12 +180,15 @@ def found(tool: str) -> str:
 
 
 def rendered(directory: Path) -> list[Path]:
-    """Every manifest on its own, those of tracing/, and the Deployment of tls/."""
-    (directory / "deployment-tls.yaml").write_text(yaml.safe_dump(patched()), encoding="utf-8")
-    for name in ("configmap", "networkpolicy"):
-        shutil.copy(KUBERNETES / "tracing" / f"{name}.yaml", directory / f"{name}-tracing.yaml")
+    """Every manifest on its own, those of tracing/ and http/, and the Deployment of tls/."""
+    out = directory / "rendered"
+    out.mkdir()
+    (out / "deployment-tls.yaml").write_text(yaml.safe_dump(patched()), encoding="utf-8")
+    for overlay in ("tracing", "http"):
+        for name in read(f"{overlay}/kustomization.yaml")["resources"]:
+            shutil.copy(KUBERNETES / overlay / name, out / f"{overlay}-{name}")
     names = read("kustomization.yaml")["resources"]
-    return [*(KUBERNETES / name for name in names), *directory.glob("*-t*.yaml")]
+    return [*(KUBERNETES / name for name in names), *out.glob("*.yaml")]
 
 
 def test_hadolint_finds_nothing() -> None:
