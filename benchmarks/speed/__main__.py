@@ -1,6 +1,7 @@
 """Measures the guard and the generator beside other engines; writes speed.json, speed.md and the figures.
 
-``--parts`` measures some parts anew and keeps the others' figures; ``--peers`` takes only these engines. Peers are
+``--parts`` measures some parts anew and keeps the others' figures, ``--workloads`` some rows of a part that is there;
+``--peers`` takes only these engines. Peers are
 installed into environments of their own and left out, by name and with the reason, where that fails.
 """
 
@@ -21,6 +22,7 @@ from benchmarks.speed.child import Work
 from benchmarks.speed.engine import Classify, Prefill
 from benchmarks.speed.interleave import alone
 from benchmarks.speed.machine import describe
+from benchmarks.speed.merge import merged
 from benchmarks.speed.roofline import bytes_per_step, macs_per_token
 from benchmarks.speed.team import Plan, Team
 from benchmarks.speed.variants import OURS, SMOLLM2_VARIANTS, VARIANTS, Variant, bundle
@@ -38,6 +40,7 @@ def main() -> None:
         args.threads or len(os.sched_getaffinity(0)),
         args.rounds,
         longest=args.longest,
+        workloads=tuple(args.workloads),
         locks=tuple(args.locks),
     )
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -53,12 +56,15 @@ def main() -> None:
         guard = bundle("int8")(args.cache, "guard", Path(sys.executable))
         return _team(_chosen(VARIANTS, args.peers), task, guard, plan)
 
+    def part(name: str, measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        return merged(results[name], measure(name)) if args.workloads and name in results else measure(name)
+
     parts: dict[str, Callable[[], Any]] = {
         "roofline": lambda: _roofline(plan),
         "export": lambda: [asdict(each) for each in exports.measure(args.cache, plan.locks)],
         "smollm2": lambda: {task: small(task) for task in ("guard", "instruct")},
-        "guard": lambda: large("guard"),
-        "instruct": lambda: large("instruct"),
+        "guard": lambda: part("guard", large),
+        "instruct": lambda: part("instruct", large),
         "service": lambda: [asdict(each) for each in _services(plan)],
         "floors": lambda: [asdict(each) for each in _floors(plan)],
     }
@@ -78,6 +84,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, help="only these, or none: write anew; all")
+    parser.add_argument(
+        "--workloads", nargs="*", default=[], metavar="NAME", help="only those that begin like this; all"
+    )
     peers = sorted({variant.peer for variant in VARIANTS} - {OURS})
     parser.add_argument("--peers", nargs="*", choices=peers, help="only these beside our own; all")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="for each engine; 0 is one a processor")
@@ -122,6 +131,7 @@ def _works(task: str, prompts: Prompts, longest: int) -> dict[str, Work]:
 def _team(variants: Sequence[Variant], task: str, guard: Path, plan: Plan) -> dict[str, Any]:
     """``guard`` is the bundle whose prompts and tokens all are given."""
     works = _works(task, Prompts(guard), plan.longest)
+    works = {name: work for name, work in works.items() if not plan.workloads or name.startswith(plan.workloads)}
     with Team(variants, task, plan) as team:
         measured = team.measure(works)
         return {

@@ -22,8 +22,8 @@ _SPARE_MIB = 1500  # left to everybody else
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to measure: rounds, seconds for each engine and workload, the most tokens of a text; where things are
-    kept.
+    """How long to measure: rounds, seconds for each engine and workload, the most tokens of a text, how the names of
+    workloads begin (all: empty); where things are kept.
     """
 
     cache: Path
@@ -32,6 +32,7 @@ class Plan:
     least_rounds: int = 2
     budget_s: float = 15.0
     longest: int = 1 << 20
+    workloads: tuple[str, ...] = ()
     locks: tuple[Path, ...] = ()
 
 
@@ -115,7 +116,8 @@ class Team:
         plan = self._plan
         python = python_for(variant.environment, plan.cache.parent / "peers")
         weights = variant.weights(plan.cache, task, python)
-        free = available_mib()
+        # What engines have mapped counts as available, but without it they would read their weights for every call.
+        free = available_mib() - int(sum(child.memory().file_backed for child in self.children.values()))
         if free < variant.room_mib + _SPARE_MIB:
             raise UnavailableError(f"it may need {variant.room_mib} MiB, and {free} MiB are free")
         child = Child(python, plan.cache / "engines.log")

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.speed.figures import bars, figures
+from benchmarks.speed.merge import merged
 from benchmarks.speed.reach import goals
 from benchmarks.speed.readme import BEGIN, END, rewritten
 from benchmarks.speed.report import document, summary
@@ -137,3 +138,23 @@ def test_the_readme_block_is_replaced_and_nothing_else() -> None:
 def test_a_readme_without_its_markers_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="expected one"):
         rewritten(text, "block")
+
+
+def test_workloads_that_are_measured_again_replace_theirs_alone() -> None:
+    before = _part(
+        {
+            "prefill 128": (128, {"Guardlet int8": 200.0, "llama.cpp Q8_0": 400.0}),
+            "prefill 512": (512, {"Guardlet int8": 900.0, "llama.cpp Q8_0": 1800.0}),
+        }
+    )
+    before["skipped"] |= {"OpenVINO int4: prefill 512": "too long", "OpenVINO int4: prefill 128": "no"}
+    again = _part({"prefill 512": (512, {"Guardlet int8": 800.0})}) | {"load_s": {}, "memory": {}, "skipped": {}}
+    found = merged(before, again)
+    assert found["workloads"]["prefill 128"] == before["workloads"]["prefill 128"]
+    assert found["workloads"]["prefill 512"] == again["workloads"]["prefill 512"]
+    assert (found["load_s"], found["memory"]) == (before["load_s"], before["memory"])
+    assert found["skipped"] == {
+        "OpenVINO int8": "its install failed: no disk",
+        "OpenVINO int4: prefill 128": "no",
+        "llama.cpp Q8_0: prefill 512": "not in the run that measured this again",
+    }
