@@ -25,7 +25,7 @@ from litellm.exceptions import GuardrailRaisedException
 from litellm.integrations.custom_guardrail import CustomGuardrail
 from litellm.types.guardrails import GuardrailEventHooks
 
-from guard.client import AsyncGuardClient, Classification, GuardClientError, UnsafeTextError
+from guard.client import AsyncGuardClient, Classification, GuardClientError, RequestRejectedError, UnsafeTextError
 from guard.conversation import Message, Role
 from guard.errors import GuardError
 from guard.verdict import Action
@@ -122,8 +122,10 @@ class GuardletGuardrail(CustomGuardrail):  # type: ignore[misc]  # litellm is in
         return GuardrailRaisedException(self.guardrail_name, f"the text is unsafe{top}", blocked_content=True)
 
     def _failed(self, error: GuardError) -> GuardrailRaisedException:
-        """Nobody has judged the text, so it is not let through."""
-        return GuardrailRaisedException(self.guardrail_name, f"no verdict: {error}", status_code=503)
+        """Nobody has judged the text, so it is not let through. Only the caller's own mistakes are told in full."""
+        if isinstance(error, RequestRejectedError):
+            return GuardrailRaisedException(self.guardrail_name, f"no verdict: {error}")
+        return GuardrailRaisedException(self.guardrail_name, f"no verdict: {error.reason}", status_code=503)
 
 
 def questions(data: Mapping[str, Any]) -> Iterator[list[Message]]:

@@ -67,6 +67,7 @@ async def main(address: str) -> None:
     guardrail = GuardletGuardrail(
         address, guardrail_name="guardlet", event_hook=["pre_call", "post_call"], default_on=True
     )
+    misspelt = GuardletGuardrail(address, policy_name="defualt", guardrail_name="guardlet", event_hook="pre_call")
     gone = GuardletGuardrail("127.0.0.1:1", guardrail_name="guardlet", event_hook="pre_call", default_on=True)
 
     async def before(data: dict[str, Any], of: GuardletGuardrail = guardrail) -> str:
@@ -91,6 +92,7 @@ async def main(address: str) -> None:
             {"messages": [*asked("Hi")["messages"], {"role": "tool", "content": UNSAFE}]}
         ),
         "image": await before(asked([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}])),
+        "misspelt policy": await before(asked(QUESTION), misspelt),
         "embedding": await before({"input": UNSAFE}),
         "gone": await before(asked(QUESTION), gone),
         "answer": await after("Talk to him first."),

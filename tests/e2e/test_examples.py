@@ -146,7 +146,8 @@ def test_litellm_asks_before_and_after(litellm: dict[str, Any]) -> None:
 def test_litellm_refuses_what_nobody_has_judged(litellm: dict[str, Any]) -> None:
     assert litellm["image"].startswith("400 refused: ") and "not text" in litellm["image"]
     assert litellm["embedding"].startswith("400 refused: ") and "chat completions" in litellm["embedding"]
-    assert litellm["gone"].startswith("503 refused: ") and "no verdict: UNAVAILABLE" in litellm["gone"]
+    assert re.search(r"^400 refused: .*no verdict: INVALID_ARGUMENT .*policy_name", litellm["misspelt policy"])
+    assert re.fullmatch(r"503 refused: .*no verdict: UNAVAILABLE", litellm["gone"])
     assert litellm["stream of nobody"]["ended"].startswith("503 refused: ")
     assert litellm["two choices"]["ended"].startswith("400 refused: ")
     assert litellm["stream of nobody"]["text"] == litellm["two choices"]["text"] == ""
