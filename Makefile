@@ -115,6 +115,7 @@ check: $(DEV) ## lint, format, types, import rules, protos, stubs
 EMBEDDED_INT4 := models/embedded-guard-int4/manifest.json models/embedded-instruct-int4/manifest.json
 bench: $(RUNTIME) models $(EMBEDDED_INT4) ## speed and memory beside other engines, for docs/benchmarks (an hour, 20 GB; PARTS="guard service", PEERS="llama-cpp" for some, QUICK=1)
 	@$(BIN)/python -m benchmarks.speed $(if $(PARTS),--parts $(PARTS)) $(if $(PEERS),--peers $(PEERS)) $(if $(QUICK),--rounds 3 --longest 512) $(if $(LOCKS),--locks $(LOCKS))
+	@$(BIN)/python -m benchmarks.speed.readme docs/benchmarks/speed.json README.md
 
 .PHONY: bench-quick
 bench-quick: $(RUNTIME) models ## latency and memory of a server with the embedded models (a minute)
@@ -151,6 +152,13 @@ bench-generation: models models/embedded-instruct-none/manifest.json models/embe
 .PHONY: bench-load
 bench-load: $(RUNTIME) models ## more work than a server can do: goodput, refusals, health, memory, for docs/benchmarks (about 5 minutes)
 	@$(BIN)/python -m benchmarks.load $(SERVE_FLAGS) --out docs/benchmarks
+
+.cache/bulk/guard-packed/manifest.json: models/embedded-guard/manifest.json
+	@$(GUARD) pack models/embedded-guard --out $(@D) --overwrite
+
+.PHONY: bench-bulk
+bench-bulk: $(DEV) .cache/bulk/guard-packed/manifest.json ## judge 10,000 rows in bulk: killed, by processes, on Ray, for docs/benchmarks (PARTS="rates" for some; about 15 minutes)
+	@$(BIN)/python -m benchmarks.bulk --guard .cache/bulk/guard-packed --out docs/benchmarks $(if $(PARTS),--parts $(PARTS))
 
 .PHONY: soak
 soak: $(RUNTIME) models ## mixed traffic, faults and reloads for MINUTES=10: what was wrong, lost, or grew

@@ -70,7 +70,8 @@ def _machine(results: Mapping[str, Any]) -> str:
 def _goals(results: Mapping[str, Any]) -> str:
     marks = {True: "yes", False: "no", None: ""}
     rows = [[goal.name, goal.wanted, goal.measured, marks[goal.reached]] for goal in goals(results)]
-    return "## Aims\n\n" + _table(["", "aimed at", "measured", "reached"], rows)
+    table = _table(["", "aimed at", "measured", "reached"], rows)
+    return f"## Aims\n\n{table}\n\nWhat keeps the others from being reached: [0165](../decisions/0165-limits.md)."
 
 
 def _team(title: str, part: Mapping[str, Any]) -> str:

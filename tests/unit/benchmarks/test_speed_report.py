@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -11,6 +13,8 @@ from benchmarks.speed.merge import merged
 from benchmarks.speed.reach import goals
 from benchmarks.speed.readme import BEGIN, END, rewritten
 from benchmarks.speed.report import document, summary
+
+_ROOT = Path(__file__).parents[3]
 
 
 def _spread(median: float) -> dict[str, float]:
@@ -158,3 +162,10 @@ def test_workloads_that_are_measured_again_replace_theirs_alone() -> None:
         "OpenVINO int4: prefill 128": "no",
         "llama.cpp Q8_0: prefill 512": "not in the run that measured this again",
     }
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    results = json.loads((_ROOT / "docs/benchmarks/speed.json").read_text(encoding="utf-8"))
+    readme = (_ROOT / "README.md").read_text(encoding="utf-8")
+    assert rewritten(readme, summary(results)) == readme
+    assert (_ROOT / "docs/benchmarks/speed.md").read_text(encoding="utf-8") == document(results)
