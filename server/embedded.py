@@ -118,27 +118,30 @@ class Embedded:
         self, name: str, requests: bytes | AsyncIterator[bytes], headers: Headers
     ) -> AsyncIterator[Message]:
         """What the method ``name`` answers, one by one. Raises as ``unary``; closing it stops the work."""
-        ready: asyncio.Queue[Message | None] = asyncio.Queue(maxsize=1)
-
-        async def run() -> None:
-            try:
-                if isinstance(requests, bytes):
-                    body, invocation = requests, Invocation(headers, ready.put)
-                    await self._invoke(name, body, invocation, lambda this: self._decoded(name, body))
-                else:
-                    invocation = _Reading(headers, ready.put, requests)
-                    await self._invoke(name, b"", invocation, lambda this: self._each_decoded(name, requests))
-            finally:
-                await ready.put(None)
-
-        running = asyncio.create_task(run())
+        ready: asyncio.Queue[Message] = asyncio.Queue(maxsize=1)
+        if isinstance(requests, bytes):
+            body, invocation = requests, Invocation(headers, ready.put)
+            work = self._invoke(name, body, invocation, lambda this: self._decoded(name, body))
+        else:
+            invocation = _Reading(headers, ready.put, requests)
+            work = self._invoke(name, b"", invocation, lambda this: self._each_decoded(name, requests))
+        working = asyncio.create_task(work)
+        tasks: set[asyncio.Task[Any]] = {working}
         try:
-            while (message := await ready.get()) is not None:
-                yield message
-            await running
+            while not working.done() or not ready.empty():
+                getting = asyncio.create_task(ready.get())
+                tasks.add(getting)
+                await asyncio.wait({getting, working}, return_when=asyncio.FIRST_COMPLETED)
+                tasks.discard(getting)
+                if getting.done():
+                    yield getting.result()
+                else:  # the work has ended; what it wrote last is still in the queue
+                    getting.cancel()
+            await working
         finally:
-            running.cancel()
-            await asyncio.wait({running})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _invoke(self, name: str, body: bytes, invocation: Invocation, decode: Callable[[Call], Any]) -> Any:
         self._inside += 1

@@ -120,6 +120,28 @@ async def test_a_stream_that_is_closed_frees_its_place(models: FakeModels) -> No
         assert app.gates["guard.v1.GenerationService"].requests == 0
 
 
+async def test_a_stream_that_nobody_reads_can_be_closed(models: FakeModels) -> None:
+    request = StreamGenerateRequest(messages=[message("hello")], max_tokens=400)
+    async with embedded(models) as (server, app):
+        parts = server.stream("StreamGenerate", request.SerializeToString(), [])
+        await anext(parts)
+        await asyncio.sleep(0.2)  # the next part waits, and the one after it for room
+        async with asyncio.timeout(5):
+            await parts.aclose()  # type: ignore[attr-defined]
+        assert app.gates["guard.v1.GenerationService"].requests == 0
+        assert not [task for task in asyncio.all_tasks() if "Queue" in str(task.get_coro())]
+
+
+async def test_a_slow_reader_gets_everything(models: FakeModels) -> None:
+    request = StreamGenerateRequest(messages=[message("hello")], max_tokens=40)
+    text = ""
+    async with embedded(models) as (server, _):
+        async for part in server.stream("StreamGenerate", request.SerializeToString(), []):
+            text += getattr(part, "text", "")
+            await asyncio.sleep(0.02)
+    assert len(text) == 40
+
+
 async def test_streams_of_requests(models: FakeModels) -> None:
     async def sent(*asked: Any) -> AsyncIterator[bytes]:
         for step in asked:
