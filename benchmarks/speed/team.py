@@ -115,11 +115,11 @@ class Team:
     def _load(self, variant: Variant, task: str) -> None:
         plan = self._plan
         python = python_for(variant.environment, plan.cache.parent / "peers")
-        weights = variant.weights(plan.cache, task, python)
         # What engines have mapped counts as available, but without it they would read their weights for every call.
         free = available_mib() - int(sum(child.memory().file_backed for child in self.children.values()))
         if free < variant.room_mib + _SPARE_MIB:
             raise UnavailableError(f"it may need {variant.room_mib} MiB, and {free} MiB are free")
+        weights = variant.weights(plan.cache, task, python)
         child = Child(python, plan.cache / "engines.log")
         try:
             with alone(plan.locks):
