@@ -158,7 +158,7 @@ bench-load: $(RUNTIME) models ## more work than a server can do: goodput, refusa
 
 .PHONY: bench-bulk
 bench-bulk: $(DEV) .cache/bulk/guard-packed/manifest.json ## judge 10,000 rows in bulk: killed, by processes, on Ray, for docs/benchmarks (PARTS="rates" for some; about 15 minutes)
-	@$(BIN)/python -m benchmarks.bulk --guard .cache/bulk/guard-packed --out docs/benchmarks $(if $(PARTS),--parts $(PARTS))
+	@$(BIN)/python -m benchmarks.bulk --guard .cache/bulk/guard-packed --unpacked models/embedded-guard --out docs/benchmarks $(if $(PARTS),--parts $(PARTS))
 
 .PHONY: soak
 soak: $(RUNTIME) models ## mixed traffic, faults and reloads for MINUTES=10: what was wrong, lost, or grew

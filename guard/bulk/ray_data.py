@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import pyarrow
@@ -50,7 +51,7 @@ class RayActors:
 
     def judge(self, source: Source) -> Iterator[tuple[bytes, ...]]:
         """Raises UnavailableError when the cluster cannot go on, with what the guard or the source raised there."""
-        with self._connected():
+        with redirect_stdout(sys.stderr), self._connected():  # Ray prints there what happened to its processes
             due = 0
             try:
                 for table in self._answers(source).iter_batches(
