@@ -17,8 +17,8 @@ from guard.errors import InvalidInputError, UnsupportedError
 
 Format = Literal["jsonl", "csv", "parquet"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-#: Rows of a Parquet row group.
-_GROUP = 8192
+#: Rows of a Parquet row group, which is what is held in memory: some 40 MB.
+_GROUP = 4096
 
 
 def format_of(path: Path) -> Format:

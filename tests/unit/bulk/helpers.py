@@ -48,10 +48,15 @@ def judgement(score: float, windows: int = 1) -> Judgement:
 
 
 class FakeBackend:
-    """Judges by the number of the row: every third is unsafe. Calls ``before`` with each number, which may raise."""
+    """Judges by the number of the row: every third is unsafe. Calls ``before`` with each number, which may raise. Which
+    numbers it was asked about it keeps, unless told otherwise.
+    """
 
-    def __init__(self, before: Callable[[int], None] = lambda number: None, identity: Identity = IDENTITY) -> None:
+    def __init__(
+        self, before: Callable[[int], None] = lambda number: None, identity: Identity = IDENTITY, keep: bool = True
+    ) -> None:
         self.identity = identity
+        self._keep = keep
         self.asked: list[int] = []
         self._before = before
 
@@ -61,7 +66,8 @@ class FakeBackend:
 
     def _line(self, item: Item) -> bytes:
         self._before(item.number)
-        self.asked.append(item.number)
+        if self._keep:
+            self.asked.append(item.number)
         if item.conversation is None:
             return to_line(unjudged(item, item.problem or Problem("INTERNAL", "", ""), self.identity))
         unsafe = item.number % 3 == 0

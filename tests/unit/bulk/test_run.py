@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -224,3 +225,17 @@ def test_no_file_has_two_parts_to_play(tmp_path: Path, options: dict[str, Any]) 
     options = {name: tmp_path / value if isinstance(value, Path) else value for name, value in options.items()}
     with pytest.raises(InvalidInputError, match="must be different files"):
         request_for(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "long.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for index in range(3_000):
+            file.write(json.dumps({"id": index, "text": "word " * 800}) + "\n")
+    assert path.stat().st_size > 12_000_000
+    tracemalloc.start()
+    moderate(BulkRequest(Source(path, TEXT, "id"), tmp_path / name), FakeBackend(keep=False), quiet)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3_000_000
