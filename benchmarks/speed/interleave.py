@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,11 +38,13 @@ def rounds(
     least: int,
     budget_s: float,
     warm_up: int = 0,
+    pause_s: float = 0.0,
     locks: Sequence[Path] = (),
 ) -> dict[Key, list[float]]:
     """What each callable returned, in seconds, once a round: ``least`` to ``most`` rounds, each engine leaving early
     when its times add up to ``budget_s``. ``warm_up`` rounds before them are not counted. One that raises LeaveError
-    leaves the run, without its values. ``locks``: see ``alone``.
+    leaves the run, without its values. Each round begins with another engine, and ``pause_s`` pass before each: threads
+    of the one before may still be waiting awake. ``locks``: see ``alone``.
     """
     values: dict[Key, list[float]] = {key: [] for key in engines}
     for number in range(most + warm_up):
@@ -49,7 +52,9 @@ def rounds(
         if not going:
             break
         with alone(locks):
-            for key in going:
+            first = number % len(going)
+            for key in (*going[first:], *going[:first]):
+                time.sleep(pause_s)
                 try:
                     seconds = engines[key]()
                 except LeaveError:

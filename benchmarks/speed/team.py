@@ -18,6 +18,7 @@ from benchmarks.speed.variants import Variant
 
 _PEERS = "benchmarks.speed.peers"
 _SPARE_MIB = 1500  # left to everybody else
+_PAUSE_S = 0.3  # llama.cpp's and ONNX Runtime's own threads spin for a while when they have nothing to do
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class Team:
                 least=plan.least_rounds,
                 budget_s=plan.budget_s,
                 warm_up=not results,
+                pause_s=_PAUSE_S,
                 locks=plan.locks,
             )
             results[name] = {
