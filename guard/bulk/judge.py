@@ -13,6 +13,7 @@ from guard.bulk.output import Identity, judged, to_line, unjudged
 from guard.bulk.source import Item, Problem
 from guard.bundle import open_bundle
 from guard.classifier import Classifier, ClassifyTask, Mode
+from guard.engine.memory import share_one_heap
 from guard.engine.sequence import Ticket
 from guard.engine.settings import EngineSettings
 from guard.errors import CancelledError, GuardError, InvalidInputError, OverloadedError, UnavailableError
@@ -42,7 +43,8 @@ class LocalGuard:
         return Identity.of(bundle.manifest, bundle.digest, self.policy, self.mode)
 
     def load(self) -> RowJudge:
-        """Raises what ``load_guard`` raises."""
+        """For a process that does nothing else; raises what ``load_guard`` raises."""
+        share_one_heap()
         settings = EngineSettings(threads=self.threads, max_active=_ONE_ACTIVE, max_queued_tokens=1 << 24)
         return RowJudge(load_guard(self.bundle, settings), self.policy, self.mode)
 
