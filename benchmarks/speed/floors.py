@@ -14,8 +14,8 @@ from benchmarks.speed.interleave import alone
 from benchmarks.speed.limits import MIB, Limited, Method, method
 
 _ROOT = Path(__file__).parents[2]
-_STEP_MIB = 32
-_TIMEOUT_S = 240.0
+_STEP_MIB = 64
+_TIMEOUT_S = 150.0
 
 
 @dataclass(frozen=True)
