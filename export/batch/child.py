@@ -43,6 +43,7 @@ class Child:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             pass_fds=(lock,),
+            preexec_fn=_hear_interrupts,
         )
 
     @property
@@ -82,6 +83,11 @@ class Child:
 
     def _seen(self) -> str:
         return "its memory not seen" if self._peak is None else f"last seen with {self._peak / (1 << 20):.0f} MiB"
+
+
+def _hear_interrupts() -> None:
+    """What nohup or a script's background starts ignores SIGINT, and so would its children: ``stop`` asks by it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def export_command(request: ExportRequest, overwrite: bool) -> list[str]:

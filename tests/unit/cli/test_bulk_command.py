@@ -128,7 +128,12 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """The command in a process of its own, with no right to leave anything behind."""
     command = [sys.executable, "-W", "error", "-m", "guard.cli", "bulk", *arguments]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a terminal's; nohup's would ignore it
     )
     with process:
         yield process

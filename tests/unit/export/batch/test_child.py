@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,13 @@ def test_one_that_is_killed_is_told_apart(
     assert error is not None and error.startswith("killed for memory by the system (SIGKILL), ")
 
 
-def test_one_that_is_stopped_tidies_up(tiny: Path, tmp_path: Path, lock: int) -> None:
-    child = Child(ExportRequest(str(tiny), tmp_path / "out" / "a", "instruct", "int4"), False, lock)
+@pytest.mark.parametrize("ours", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "nohup"])
+def test_one_that_is_stopped_tidies_up(tiny: Path, tmp_path: Path, lock: int, ours: Any) -> None:
+    before = signal.signal(signal.SIGINT, ours)
+    try:
+        child = Child(ExportRequest(str(tiny), tmp_path / "out" / "a", "instruct", "int4"), False, lock)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not (tmp_path / "out" / ".a.partial").exists():
         assert child.poll() is None
         time.sleep(0.001)
