@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,8 @@ def attempt(how: Method, mib: int, guard: Path, instruct: Path | None) -> float 
         command += ["--instruct", str(instruct)]
     for directory in (guard, instruct):
         if directory is not None:
+            if others := mapped_by(directory):
+                raise RuntimeError(f"{directory} is mapped by processes {others}: its pages would be charged to them")
             forget(directory)
     with Limited(how, mib * MIB) as limited:
         try:
@@ -84,6 +87,17 @@ def attempt(how: Method, mib: int, guard: Path, instruct: Path | None) -> float 
         except subprocess.TimeoutExpired:
             return None
     return _seconds(done.stdout) if done.returncode == 0 else None
+
+
+def mapped_by(directory: Path, proc: Path = Path("/proc")) -> list[int]:
+    """Processes that have files of ``directory`` in their memory."""
+    name = f" {directory.resolve()}/".encode()
+    found = []
+    for maps in proc.glob("[0-9]*/maps"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if name in maps.read_bytes():
+                found.append(int(maps.parent.name))
+    return found
 
 
 def forget(directory: Path) -> None:

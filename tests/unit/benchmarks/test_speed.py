@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.speed.child import Child, EngineFailedError
 from benchmarks.speed.engine import Decode, Prefill, Unsupported
 from benchmarks.speed.environments import has, pins
-from benchmarks.speed.floors import smallest
+from benchmarks.speed.floors import mapped_by, smallest
 from benchmarks.speed.interleave import LeaveError, alone, rounds, spread
 from benchmarks.speed.limits import CGROUP_V1, CGROUP_V2, MIB, RLIMIT, Limited, method
 from benchmarks.speed.memory import Memory, read
@@ -185,3 +185,11 @@ def test_a_worker_speaks_lines_and_survives_what_its_engine_cannot_do(tmp_path: 
             child.run(Prefill([]))
         assert child.memory().resident > 1
     assert "noise" in log.read_text()
+
+
+def test_who_has_a_bundle_mapped_is_found(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    for pid, path in ((7, tmp_path / "bundle" / "model.onnx.data"), (8, tmp_path / "bundle-2" / "model.onnx.data")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "maps").write_text(f"7f00-7f01 r--p 00000000 fe:00 1 {path}\n")
+    assert mapped_by(tmp_path / "bundle", tmp_path) == [7]
