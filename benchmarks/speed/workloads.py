@@ -21,11 +21,11 @@ ANSWER_TOKENS = 3
 #: "unsafe", "\\n", "S": what our one pass reads the categories behind.
 FORCED_TOKENS = 3
 _WORDS = "The council met again on Tuesday to talk about the bridge, the school roof and the price of water."
-_FILL = " a"
+_FILL, _APART = "a", 7
 
 
 def text_of(count: int, tokens_of: Callable[[str], int]) -> str:
-    """A text of exactly so many tokens: the beginning of an endless story, filled up with a short word. Raises
+    """A text of exactly so many tokens: the beginning of an endless story, with a short word here and there. Raises
     ValueError when that word is no token.
     """
     words = _WORDS.split() * count
@@ -33,12 +33,14 @@ def text_of(count: int, tokens_of: Callable[[str], int]) -> str:
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if tokens_of(" ".join(words[:middle])) <= count else (low, middle - 1)
-    text = " ".join(words[:low])
-    while tokens_of(text) < count:
-        text += _FILL
-    if tokens_of(text.strip()) != count:
+    words, place = words[:low], 0
+    while tokens_of(" ".join(words)) < count:  # apart: single letters in a row are a disguise, which is read twice
+        place = (place + _APART) % (len(words) + 1)
+        words.insert(place, _FILL)
+    text = " ".join(words)
+    if tokens_of(text) != count:
         raise ValueError(f"no text of exactly {count} tokens")
-    return text.strip()
+    return text
 
 
 class Prompts:
